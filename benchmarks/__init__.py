@@ -1,0 +1,1 @@
+"""Performance claims as ratios measured in one run; every benchmark prints one json object per line."""

@@ -1,0 +1,222 @@
+"""`invedit train`: from a yaml to a pipeline folder, resuming whatever a run folder already holds."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from experiments.shapes.data import Captioner, cached, pixels
+from experiments.shapes.denoising import Denoising, build_unet
+from experiments.shapes.latents import Projection, build_vae, fit_projection
+from experiments.shapes.pipeline import SHIPPED, export_pipeline
+from experiments.shapes.sample import sample_scene
+from experiments.shapes.settings import Settings
+from experiments.shapes.text import build_text_encoder, build_tokenizer
+from experiments.shapes.text_training import pretrain_text
+from experiments.shapes.vae_training import psnr, round_trip, train_decoder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+PROJECTION_SCENES = 3000
+PROJECTION_SEED = 7
+DECODER_SEED = 11
+HELD_OUT_SEED = 99
+"""Scenes of this seed are never trained on."""
+
+
+class Checkpoints(lightning.Callback):
+    """Writes `last.ckpt` every so many samples and at the end; a kill at any moment leaves the older one whole."""
+
+    def __init__(self, folder: Path, samples: int) -> None:
+        self.folder, self.samples = folder, samples
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+        """Write after every `samples` samples."""
+        del rest
+        every = max(1, self.samples // module.step_samples)
+        if trainer.global_step % every == 0:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Write the final state."""
+        del module
+        self._write(trainer)
+
+    def _write(self, trainer: Any) -> None:
+        partial = self.folder / ".last.ckpt.partial"
+        trainer.save_checkpoint(partial, weights_only=False)
+        if trainer.is_global_zero:
+            os.replace(partial, self.folder / "last.ckpt")
+
+
+def world_projection(whitening: float) -> Projection:
+    """The linear code of the shapes world."""
+    return fit_projection(pixels([sample_scene(PROJECTION_SEED, k) for k in range(PROJECTION_SCENES)]), whitening)
+
+
+def train(settings: Settings) -> Path:
+    """Train, or go on training, and export.
+
+    Args:
+        settings: The experiment; its `output.dir` holds checkpoints, prepared parts and TensorBoard events.
+
+    Returns:
+        Folder of the exported pipeline.
+    """
+    run = Path(settings.output.dir)
+    run.mkdir(parents=True, exist_ok=True)
+    lightning.seed_everything(settings.seed, verbose=False)
+    tokenizer, text_encoder, vae, unet = prepare(settings)
+    projection = projection_of(vae)
+    folder = Path(settings.data.cache) if settings.data.cache else run / "cache"
+    cache = cached(folder, projection, seed=settings.data.seed, count=settings.data.scenes)
+    module = Denoising(settings, unet, text_encoder, cache, Captioner(tokenizer))
+    unet.to(memory_format=torch.channels_last)
+    module.train()
+    if settings.training.compile:
+        torch._dynamo.config.optimize_ddp = False  # One graph; the gradients are averaged after it.
+        unet.compile()
+    trainer = lightning.Trainer(
+        **{"devices": 1, "enable_progress_bar": False, "enable_model_summary": False, **settings.trainer},
+        max_steps=-1,
+        max_epochs=1,
+        logger=TensorBoardLogger(str(run), name="events", version=""),
+        callbacks=[Checkpoints(run, settings.training.checkpoint_samples)],
+        enable_checkpointing=False,
+        gradient_clip_val=settings.training.gradient_clip,
+    )
+    last = run / "last.ckpt"
+    steps = remaining_steps(settings, trainer.world_size, last)
+    trainer.fit_loop.epoch_loop.max_steps = steps
+    rank_zero_info(
+        f"{'resuming' if last.exists() else 'training'}: {settings.training.total_samples} samples, {steps} steps"
+    )
+    trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
+    out = Path(settings.output.export) if settings.output.export else run / "diffusion"
+    if trainer.is_global_zero:
+        export_checkpoint(settings, out)
+    return out
+
+
+def remaining_steps(settings: Settings, ranks: int, checkpoint: Path) -> int:
+    """Step at which a run has seen all its samples; the batch may have changed since its checkpoint."""
+    seen, steps = 0, 0
+    if checkpoint.exists():
+        kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        seen, steps = int(kept["samples"]), int(kept["global_step"])
+    left = max(settings.training.total_samples - seen, 0)
+    return int(steps + -(-left // (settings.training.batch_size * ranks)))
+
+
+def prepare(settings: Settings) -> tuple[CLIPTokenizer, CLIPTextModel, AutoencoderKL, Any]:
+    """Build the networks that training starts from; what takes minutes is done once and kept in the run folder.
+
+    Returns:
+        Tokenizer, text encoder, autoencoder (its decoder trained), denoiser.
+
+    Raises:
+        FileNotFoundError: `training.start_from` names a folder without a pipeline.
+    """
+    from transformers import CLIPTextModel
+
+    home = Path(settings.output.dir) / "parts"
+    start = settings.training.start_from
+    if start != "scratch":
+        from experiments.shapes.pipeline import load_pipeline
+
+        shipped = load_pipeline(SHIPPED if start == "shipped" else start)
+        shipped.tokenizer.model_max_length = int(shipped.text_encoder.config.max_position_embeddings)
+        build_tokenizer(home / "tokenizer")
+        return shipped.tokenizer, shipped.text_encoder, shipped.vae, shipped.unet
+    tokenizer = build_tokenizer(home / "tokenizer")
+    text, decoder = home / "text_encoder", home / "vae"
+    if not text.exists():
+        encoder = build_text_encoder(
+            tokenizer, settings.model.text_width, settings.model.text_layers, settings.model.text_heads
+        )
+        codes = _caption_codes(20_000)
+        pretrain_text(encoder, Captioner(tokenizer), codes, steps=settings.training.text_steps, report=rank_zero_info)
+        _save(encoder, text)
+    if not decoder.exists():
+        projection = world_projection(settings.model.whitening)
+        vae = build_vae(projection, tuple(settings.model.vae_widths))  # type: ignore[arg-type]
+        train_decoder(vae, projection, steps=settings.training.vae_steps, seed=DECODER_SEED, report=rank_zero_info)
+        _save(vae, decoder)
+    lightning.seed_everything(settings.seed, verbose=False)
+    return tokenizer, CLIPTextModel.from_pretrained(str(text)), load_vae(decoder), build_unet(settings.model)
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """Load an autoencoder from its folder."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(str(folder))
+
+
+def _save(network: Any, folder: Path) -> None:
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
+    network.save_pretrained(partial)
+    if not folder.exists():
+        partial.rename(folder)
+
+
+def _caption_codes(count: int) -> Any:
+    import numpy as np
+
+    from experiments.shapes.data import encode_reading
+    from experiments.shapes.scene import reading
+
+    return np.array([encode_reading(reading(sample_scene(PROJECTION_SEED, k))) for k in range(count)], np.int8)
+
+
+def projection_of(vae: AutoencoderKL) -> Projection:
+    """Read the linear code back out of an autoencoder's encoder, by encoding a basis."""
+    with torch.no_grad():
+        basis = torch.cat([torch.zeros(1, 48), torch.eye(48)]).view(49, 3, 4, 4)
+        images = basis.repeat(1, 1, 4, 4)
+        codes = vae.encode(images.to(next(vae.parameters()).dtype)).latent_dist.mode().float()[:, :, 1, 1]
+    matrix = (codes[1:] - codes[0]).T.contiguous()
+    mean = -torch.linalg.lstsq(matrix.double(), codes[0].double()).solution.float()
+    return Projection(matrix, mean, float(vae.config.scaling_factor))
+
+
+def export_checkpoint(settings: Settings, out: Path) -> None:
+    """Export the averaged weights of a run's newest checkpoint as a pipeline; the run may still be training."""
+    run = Path(settings.output.dir)
+    checkpoint = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)
+    _, text_encoder, vae, unet = prepare(settings)
+    for prefix, network in (("unet.", unet), ("text_encoder.", text_encoder)):
+        own = {
+            name.removeprefix(prefix): value
+            for name, value in checkpoint["averages"].items()
+            if name.startswith(prefix)
+        }
+        network.load_state_dict(own, strict=False)
+    images = pixels([sample_scene(HELD_OUT_SEED, k) for k in range(128)])
+    record = {
+        "samples": int(checkpoint["samples"]),
+        "finished": int(checkpoint["samples"]) >= settings.training.total_samples,
+        "exported": time.strftime("%Y-%m-%d"),
+        "settings": {key: asdict(settings)[key] for key in ("seed", "model", "training")}
+        | {"scenes": settings.data.scenes},
+        "vae_round_trip_psnr": round(psnr((round_trip(vae, images) - images) / 2).mean().item(), 2),
+    }
+    export_pipeline(
+        out,
+        vae=vae,
+        unet=copy.deepcopy(unet).to(memory_format=torch.contiguous_format),
+        text_encoder=text_encoder,
+        tokenizer_files=run / "parts" / "tokenizer",
+        record=record,
+    )

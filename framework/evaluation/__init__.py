@@ -1,0 +1,13 @@
+"""Metrics of edits: the protocol they follow, what they may ask for, and comparisons that are paired by image."""
+
+from framework.lazy import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "generation": ["generate"],
+        "metric": ["Codec", "Figure", "Metric", "MetricInput"],
+        "paired": ["Paired", "paired_difference"],
+        "reconstruction": ["ReconstructionPSNR", "psnr"],
+    },
+)

@@ -1,0 +1,195 @@
+"""Guidance: from latents to one prediction per stream; it owns its network calls."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from framework.context import Context
+from framework.control import Control
+from framework.data.sample import EditSample
+from framework.errors import Checks
+from framework.record import Record
+from framework.schedule import Level
+from framework.step import COND, UNCOND, Latents, Need, Predictions, Row, Stream, latents
+
+State = Any
+"""What a part carries from one step to the next; only the part itself looks inside."""
+
+
+class StepNetwork(Protocol):
+    """The network, bound to one step: its time, conditions and active controls."""
+
+    def __call__(
+        self, z: Latents, rows: Sequence[Row], *, level: Level | None = None, controlled: bool = True
+    ) -> Predictions:
+        """Predict blocks of rows in one call.
+
+        Args:
+            z: Latents of all streams that `rows` names.
+            rows: Blocks to evaluate, in this order.
+            level: What the network is told instead of this step's own level.
+            controlled: False runs the network without controls (gradient passes).
+
+        Returns:
+            Prediction of every block, [B, ...] each, in the schedule's form and the latents' dtype.
+        """
+        ...
+
+    def state_of(self, control: Control) -> Any:
+        """Return this edit's state of a control that the guidance brought along; see `Guidance.controls`."""
+        ...
+
+
+class Guidance(ABC):
+    """How predictions under several prompts become one. Stateless: settings only."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @abstractmethod
+    def invert(self, z: Latents, network: StepNetwork, ctx: Context) -> Latents:
+        """Predict for the source while it is being inverted.
+
+        Args:
+            z: Latents with the source stream alone; images may be repeated over several levels.
+            network: Call as `network(z, rows)`.
+            ctx: The edit.
+
+        Returns:
+            Predictions with the source stream.
+        """
+
+    def prompts(self, samples: Sequence[EditSample]) -> Mapping[Row, Sequence[str]]:
+        """Return the prompts of further blocks of rows (edit concepts), one per sample; default none."""
+        del samples
+        return {}
+
+    def controls(self) -> Sequence[Control]:
+        """Return controls of its own, installed beside the edit's while denoising (to read attention); default none."""
+        return ()
+
+    def check(self, schedule_steps: int) -> list[str]:
+        """Return the problems of using this guidance with so many steps (a warm-up that never ends, ...)."""
+        del schedule_steps
+        return []
+
+    def found(self, state: State) -> Mapping[str, Tensor]:
+        """Return what the last step found out, for hooks: masks, terms of a sum, [B, ...] each; default nothing."""
+        del state
+        return {}
+
+    def begin(self, ctx: Context) -> State:
+        """Return the state with which a denoising loop starts."""
+        del ctx
+        return None
+
+    def prepare(
+        self, z: Latents, i: int, network: StepNetwork, record: Record, state: State, ctx: Context
+    ) -> tuple[Latents, State]:
+        """Move the latents before the step's prediction (Noise Map Guidance, pix2pix-zero); default identity."""
+        del i, network, record, ctx
+        return z, state
+
+    @abstractmethod
+    def predict(
+        self, z: Latents, i: int, network: StepNetwork, record: Record, state: State, ctx: Context
+    ) -> tuple[Latents, State]:
+        """Predict for every stream of a denoising step.
+
+        Args:
+            z: Latents of all streams, [B, ...] each.
+            i: Interval of the schedule, 0 the noisiest.
+            network: Call as `network(z, rows)`; several calls are allowed.
+            record: What the inversion found.
+            state: What this guidance returned at the previous prediction, or `begin`'s.
+            ctx: The edit.
+
+        Returns:
+            Guided predictions with the streams of z, and the next state.
+        """
+
+    def correct(self, z: Latents, z_next: Latents, i: int, record: Record, state: State, ctx: Context) -> Latents:
+        """Move the latents after the step, before controls blend them (proximal guidance); default identity.
+
+        Args:
+            z, z_next: Latents before and after the step.
+            i: Interval of the schedule.
+            record: What the inversion found.
+            state: What this step's prediction returned.
+            ctx: The edit.
+        """
+        del z, i, record, state, ctx
+        return z_next
+
+
+@dataclass(frozen=True)
+class ClassifierFree(Guidance):
+    """Classifier-free guidance, u + w (c - u), with its own scale for source, target and inversion.
+
+    At scale 1 only the conditional rows are evaluated, at scale 0 only the unconditional ones; a source whose prompt is
+    its unconditional one (empty for the whole batch, or by negative-prompt inversion) is evaluated once.
+
+    Attributes:
+        target: Scale of the edit, at least 0.
+        source: Scale of the source row while denoising (and of the layout row), at least 0.
+        inversion: Scale while inverting; None takes `source`.
+
+    Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), Eq. 6 in the form of scale 1 = conditional.
+    """
+
+    target: float = 7.5
+    source: float = 1.0
+    inversion: float | None = None
+
+    def __post_init__(self) -> None:
+        checks = Checks("guidance")
+        hint = "1 is no guidance; usual values are 1 to 15"
+        checks.between("target", self.target, 0, float("inf"), hint)
+        checks.between("source", self.source, 0, float("inf"), hint)
+        if self.inversion is not None:
+            checks.between("inversion", self.inversion, 0, float("inf"), hint)
+        checks.done()
+
+    def invert(self, z: Latents, network: StepNetwork, ctx: Context) -> Latents:
+        """Predict with the source prompt at the scale of the inversion."""
+        del ctx
+        scale = self.source if self.inversion is None else self.inversion
+        return classifier_free(z, network, {Stream.SOURCE: scale})
+
+    def predict(
+        self, z: Latents, i: int, network: StepNetwork, record: Record, state: State, ctx: Context
+    ) -> tuple[Latents, State]:
+        """Predict for every stream with its own scale, all rows in one call."""
+        del i, record, ctx
+        return classifier_free(z, network, self.scales()), state
+
+    def scales(self) -> dict[Stream, float]:
+        """Return the scale of every stream while denoising."""
+        return {Stream.SOURCE: self.source, Stream.TARGET: self.target, Stream.LAYOUT: self.source}
+
+
+def classifier_free(z: Latents, network: StepNetwork, scales: Mapping[Stream, float]) -> Latents:
+    """Guide every stream of z by its scale in one network call; see `ClassifierFree`."""
+    rows = [row for stream in z.streams() for row in guided_rows(stream, scales[stream])]
+    predictions = network(z, rows)
+    return latents({stream: guided(predictions, stream, scales[stream]) for stream in z.streams()})
+
+
+def guided_rows(stream: Stream, scale: float) -> list[Row]:
+    """Name the rows that guidance of this scale has to evaluate."""
+    branches = {1.0: [COND], 0.0: [UNCOND]}.get(float(scale), [UNCOND, COND])
+    return [Row(stream, branch) for branch in branches]
+
+
+def guided(predictions: Predictions, stream: Stream, scale: float) -> Tensor:
+    """Combine the rows of one stream, u + scale (c - u)."""
+    if scale == 1:
+        return predictions[Row(stream, COND)]
+    uncond = predictions[Row(stream, UNCOND)]
+    if scale == 0:
+        return uncond
+    return uncond + scale * (predictions[Row(stream, COND)] - uncond)

@@ -1,0 +1,1 @@
+"""Running experiments: config, build, launch, and the store that commits samples."""

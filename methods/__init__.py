@@ -1,0 +1,28 @@
+"""One file per paper: its equations, its defaults, its parts, and the EditModule that puts them together."""
+
+from framework.lazy import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "concepts": ["Concept"],
+        "cycle_diffusion": ["CycleDiffusion", "PosteriorInversion"],
+        "ddim": ["DDIM", "DDIMInversion"],
+        "direct_inversion": ["DirectDDIM", "DirectInversion"],
+        "edit_friendly": ["EditFriendlyDDPM", "EditFriendlyInversion"],
+        "implicit_masks": ["ImplicitMaskGuidance", "MaskedConcept"],
+        "ledits": ["LEDITS", "FaceConcept", "LeditsConcept", "ObjectConcept", "StyleConcept"],
+        "local_blend": ["LocalBlend"],
+        "masactrl": ["MutualSelfAttention"],
+        "negative_prompt": ["NegativePrompt", "NegativePromptInversion"],
+        "noise_manipulation": ["Colour", "Manipulated"],
+        "noise_map_guidance": ["NMG", "NoiseMapGuidance"],
+        "null_text": ["NullText", "NullTextInversion"],
+        "plug_and_play": ["FeatureInjection", "OnTrajectory"],
+        "prompt_to_prompt": ["PromptToPrompt"],
+        "proximal": ["ProxEdit", "ProximalGuidance"],
+        "ledits_pp": ["LEDITSPP", "MultistepSDEInversion"],
+        "sdedit": ["NoInversion", "SDEdit"],
+        "sega": ["SEGA", "PureNoise", "SemanticGuidance"],
+    },
+)

@@ -1,0 +1,96 @@
+"""Every method on small networks whose answers are known or reproducible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import methods
+from framework.backbones import StableDiffusion
+from framework.data.sample import EditBatch, EditSample, Frame
+from framework.guidance import ClassifierFree
+from framework.module import EditModule
+from methods.concepts import Concept
+from methods.implicit_masks import ImplicitMaskGuidance, MaskedConcept
+from methods.noise_map_guidance import NoiseMapGuidance
+from methods.proximal import ProximalGuidance
+from methods.sega import SemanticGuidance
+
+MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
+
+FEW_STEPS: dict[str, dict[str, Any]] = {
+    "CycleDiffusion": {"steps": 4, "strength": 0.75, "eta": 1.0},
+    "DDIM": {"steps": 4},
+    "DirectDDIM": {"steps": 4},
+    "EditFriendlyDDPM": {"steps": 4, "skip": 1},
+    "LEDITS": {
+        "steps": 4,
+        "skip": 1,
+        "guidance": SemanticGuidance(
+            [Concept("snow", warmup=0), Concept("a cat", reverse=True, warmup=1)], target=5.0, source=0.0
+        ),
+    },
+    "NMG": {"steps": 4, "guidance": NoiseMapGuidance(target=3.0, source=3.0, gradient_scale=100.0)},
+    "NegativePrompt": {"steps": 4},
+    "NullText": {"steps": 4, "inner_steps": 2, "guidance": ClassifierFree(target=3.0, source=3.0, inversion=1.0)},
+    "ProxEdit": {"steps": 4, "guidance": ProximalGuidance(target=3.0, inversion_guidance=True)},
+    "LEDITSPP": {"steps": 4, "guidance": ImplicitMaskGuidance([MaskedConcept("snow")], mask="intersection")},
+    "SDEdit": {"steps": 4, "strength": 0.75},
+    "SEGA": {"steps": 4, "guidance": SemanticGuidance([Concept("snow", warmup=1, threshold=0.7)])},
+}
+"""Settings with which each method runs in a moment; a new method has to be entered here."""
+
+
+def method_classes() -> list[type[EditModule]]:
+    """Every EditModule that methods/ offers."""
+    found = [getattr(methods, name) for name in methods.__all__]
+    return [item for item in found if isinstance(item, type) and issubclass(item, EditModule)]
+
+
+@pytest.fixture(params=method_classes(), ids=lambda method: method.__name__)
+def method(request: pytest.FixtureRequest) -> type[EditModule]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def network() -> StableDiffusion:
+    """The tiny random Stable Diffusion, in float64."""
+    backbone = StableDiffusion(str(MODELS / "tiny-sd"), dtype="float64")
+    backbone.load()
+    return backbone
+
+
+@pytest.fixture
+def make(network: StableDiffusion) -> Callable[..., EditModule]:
+    """Build a method on the tiny network with few steps."""
+
+    def build(method: type[EditModule], **settings: Any) -> EditModule:
+        return method(**{"backbone": network, **FEW_STEPS[method.__name__], **settings})
+
+    return build
+
+
+PROMPTS = (
+    ("a photo of a cat", "a photo of a dog"),
+    ("a house by the sea", "a castle by the sea"),
+    ("", "a watercolour painting"),
+)
+
+
+def batch_of(indices: Sequence[int], images: Tensor | None = None) -> EditBatch:
+    """Make a batch of random pictures; picture and prompts depend on the index alone."""
+    pictures, samples = [], []
+    for index in indices:
+        generator = torch.Generator().manual_seed(index)
+        pictures.append(torch.rand(3, 64, 64, generator=generator) * 2 - 1)
+        source, target = PROMPTS[index % len(PROMPTS)]
+        samples.append(EditSample(f"image-{index}", Path("unused"), source, target))
+    count = len(samples)
+    frame = Frame((64, 64), (0, 0, 64, 64), (64, 64))
+    stacked = torch.stack(pictures) if images is None else images
+    return EditBatch(tuple(samples), stacked, None, (frame,) * count, ((),) * count)

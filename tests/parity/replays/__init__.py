@@ -1,0 +1,43 @@
+"""One replay per recorded method: reads settings and inputs of a case, returns what the project computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.parity.case import Case
+from tests.parity.replays.ddim import replay_ddim
+from tests.parity.replays.direct_inversion import replay_direct_inversion
+from tests.parity.replays.ledits import replay_ledits
+from tests.parity.replays.ledits_pp import replay_ledits_pp, replay_ledits_pp_repo
+from tests.parity.replays.masactrl import replay_masactrl
+from tests.parity.replays.negative_prompt import replay_negative_prompt_inversion, replay_proximal_npi
+from tests.parity.replays.noise_map_guidance import replay_noise_map_guidance
+from tests.parity.replays.noise_maps import replay_cycle_diffusion, replay_ddpm_inversion
+from tests.parity.replays.noise_space import replay_noise_space_2d
+from tests.parity.replays.null_text import replay_null_text_inversion
+from tests.parity.replays.plug_and_play import replay_plug_and_play
+from tests.parity.replays.prompt_to_prompt import replay_prompt_to_prompt
+from tests.parity.replays.sdedit import replay_sdedit
+from tests.parity.replays.sega import replay_sega
+
+REPLAYS: Mapping[str, Callable[[Case, Path], Mapping[str, Any]]] = {
+    "cycle_diffusion": replay_cycle_diffusion,
+    "ddim": replay_ddim,
+    "ddpm_inversion": replay_ddpm_inversion,
+    "direct_inversion": replay_direct_inversion,
+    "ledits": replay_ledits,
+    "ledits_pp": replay_ledits_pp,
+    "ledits_pp_repo": replay_ledits_pp_repo,
+    "masactrl": replay_masactrl,
+    "negative_prompt_inversion": replay_negative_prompt_inversion,
+    "noise_map_guidance": replay_noise_map_guidance,
+    "noise_space_2d": replay_noise_space_2d,
+    "null_text_inversion": replay_null_text_inversion,
+    "plug-and-play": replay_plug_and_play,
+    "proximal_npi": replay_proximal_npi,
+    "prompt_to_prompt": replay_prompt_to_prompt,
+    "sdedit": replay_sdedit,
+    "sega": replay_sega,
+}

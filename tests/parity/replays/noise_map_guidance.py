@@ -1,0 +1,73 @@
+"""Noise Map Guidance: reconstruction, first gradient, and edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from framework.guidance import StepNetwork
+from framework.schedule import Level
+from framework.step import Stream
+from methods.noise_map_guidance import NMG, Loss, NoiseMapGuidance, NoiseMapStep
+from tests.parity.case import Case
+from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+
+REFERENCES: dict[tuple[str, str], Literal["current", "next"]] = {
+    ("input_level", "N-1-i"): "current",
+    ("next_step", "N-i"): "current",
+    ("next_step", "N-1-i"): "next",
+}
+"""Inversion and index of its latents -> the level meant."""
+
+
+@dataclass(frozen=True)
+class Watched(NoiseMapGuidance):
+    """Keeps the gradients."""
+
+    gradients: list[Tensor] = field(default_factory=list, compare=False)
+
+    def noise_map_step(
+        self, source: Tensor, aim: Tensor, level: Level, level_next: Level, network: StepNetwork
+    ) -> NoiseMapStep:
+        found = super().noise_map_step(source, aim, level, level_next, network)
+        self.gradients.append(found.gradient)
+        return found
+
+
+def replay_noise_map_guidance(case: Case, models: Path) -> dict[str, Tensor]:
+    settings, scale = case.settings, float(case.settings.get("guidance_scale", 10.0))
+    if settings.get("control"):
+        raise NotImplementedError("attention control")
+    inversion, index = settings["inversion"], settings["reference_index"]
+    if (inversion, index) not in REFERENCES:
+        raise NotImplementedError(f"inversion={inversion!r} with reference_index={index!r}")
+    guidance = Watched(
+        target=scale,
+        source=scale,
+        noise_map_scale=float(settings.get("noise_map_guidance_scale", 10.0)),
+        gradient_scale=float(settings.get("grad_scale", 5000.0)),
+        loss=cast(Loss, settings.get("noise_cond_loss_type", "l1")),
+        smooth_l1_beta=float(settings.get("smooth_l1_beta", 1e-4)),
+        reference=REFERENCES[inversion, index],
+    )
+    module = NMG(tiny_sd(models), steps=int(settings["num_steps"]), convention=inversion, guidance=guidance)
+    module.edit_schedule = case_schedule(case)
+    source, *targets = case.input("in.emb_prompts").split(1)
+    walked: list[Tensor] = []
+    for target in targets or [source]:
+        run = LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
+        record = run.invert(case.input("in.z0"))
+        run.denoise(record)
+        walked += [] if walked else [run.seen.trajectory(Stream.SOURCE)]
+        walked.append(run.seen.trajectory(Stream.TARGET))
+    assert record.latents is not None
+    return {
+        "out.inversion_traj": record.latents.flip(0)[:, 0],
+        "out.recon_traj": walked[0][:, 0],
+        "out.recon_grad_step1": guidance.gradients[0],
+        "out.edit_traj": torch.cat(walked, 1),
+    }
