@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BEGIN = """
-import ctypes, os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from framework.run import signals
 from framework.run.signals import Interrupts, Stopped
 
@@ -93,11 +93,11 @@ def test_a_process_that_is_stuck_is_ended_after_its_grace() -> None:
 signals.GRACE_S = 0.5
 with Interrupts() as interrupts:
     interrupts._children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    say(interrupts._children[0].pid)
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        ctypes.CDLL(None).sleep(60)
+    with interrupts.deferred():
+        say(interrupts._children[0].pid)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            time.sleep(1)
 """)
     child = int(said(process))
 
