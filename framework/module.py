@@ -200,6 +200,7 @@ class EditModule(LightningModule):
             record = self._fitting(record, batch)
             ctx = self._context(batch, record.z0, hooks)
         inverted = network.evaluations.copy()
+        watch.watch_growth(record.z0)
         final = self.denoise_latents(record, ctx, network, hooks, watch)
         result = self._result(batch, record, final, network.evaluations, inverted, watch)
         result.timings["seconds"] = time.perf_counter() - started
@@ -255,7 +256,7 @@ class EditModule(LightningModule):
                     )
                     z_next = hooks.denoise_step(step) or z_next
                 for stream, value in z_next.items():
-                    watch.look(f"the {stream.value} latent", value, step=i)
+                    watch.look_at_latent(f"the {stream.value} latent", value, step=i)
                 z, guide = z_next, predict.state
         return z
 

@@ -19,7 +19,7 @@ from framework.errors import SettingsError
 from framework.hooks import CallbackError, Hooks
 from framework.module import EditModule
 from framework.result import FailedBatch
-from framework.step import Need, Step, Stream
+from framework.step import Latents, Need, Step, Stream
 from methods import DDIM, EditFriendlyDDPM, SDEdit
 
 
@@ -227,3 +227,20 @@ def test_a_step_knows_its_clean_estimate() -> None:
     x0: Tensor = step.x0()[Stream.TARGET]
     noised = step.level.alpha * x0 + step.level.sigma * step.prediction[Stream.TARGET]
     torch.testing.assert_close(noised, step.z[Stream.TARGET])
+
+
+@pytest.mark.parametrize(("factor", "words"), [(1e6, "1000 times too large"), (float("nan"), "not finite")])
+def test_a_latent_that_explodes_fails_its_image_alone_and_names_the_step(factor: float, words: str) -> None:
+    class Exploding(DDIM):
+        def on_denoise_step(self, step: Step) -> Latents | None:
+            if step.interval != 3:
+                return None
+            target = step.z_next[Stream.TARGET].clone()
+            target[1] *= factor
+            return step.z_next.with_stream(Stream.TARGET, target)
+
+    result = Exploding(_backbone(), steps=5).edit(_batch())
+
+    assert set(result.failures) == {1}
+    assert result.failures[1].startswith(f"the target latent at step 3 is {words}")
+    assert len(result.edits[0]) == 1 and result.edits[1] == []
