@@ -185,6 +185,17 @@ def blended_words(edit: Edit) -> str:
     return f"{edit.source.things[edit.thing].shape} {edit.target.things[edit.thing].shape}"
 
 
+def concepts(edit: Edit) -> list[dict[str, Any]]:
+    """The edit as concepts of semantic guidance: what to move towards, and (reversed) what to move away from."""
+
+    def said(scene: Scene) -> str:
+        return _phrase(scene.things[edit.thing]) if edit.thing >= 0 else caption(scene).split(" on ")[1]
+
+    there = [] if edit.kind == "delete" else [{"text": said(edit.target), "reverse": False}]
+    away = [] if edit.kind == "add" else [{"text": said(edit.source), "reverse": True}]
+    return there + away
+
+
 def _phrase(thing: Thing) -> str:
     return caption(Scene((thing,), COLOURS[0], "plain")).split(" on ")[0]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.shapes.edits import EDITS, blended_words, edit_mask, instruction, prompts, sample_edit
+from experiments.shapes.edits import EDITS, blended_words, concepts, edit_mask, instruction, prompts, sample_edit
 from experiments.shapes.render import render
 
 
@@ -25,7 +25,7 @@ def export_benchmark(folder: Path, *, count: int, seed: int = 0, kinds: Sequence
 
     Equal arguments write equal bytes. Masks carry no frame: read them with `border: false`. Kinds take turns, so that
     every kind is represented as evenly as `count` allows. The key `shapes_edit` of an entry holds the edit for
-    `Edit.from_dict`.
+    `Edit.from_dict`, the key `concepts` the edit as semantic guidance takes it.
 
     Args:
         folder: Where to; made if it is missing.
@@ -62,6 +62,7 @@ def export_benchmark(folder: Path, *, count: int, seed: int = 0, kinds: Sequence
             "editing_instruction": instruction(edit),
             "editing_type_id": EDITS[kind],
             "blended_word": blended_words(edit),
+            "concepts": concepts(edit),
             "mask": run_lengths(edit_mask(edit)),
             "shapes_edit": edit.to_dict(),
         }

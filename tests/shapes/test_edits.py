@@ -6,7 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.shapes.edits import EDITS, Edit, blended_words, dilate, edit_mask, instruction, prompts, sample_edit
+from experiments.shapes.edits import (
+    EDITS,
+    Edit,
+    blended_words,
+    concepts,
+    dilate,
+    edit_mask,
+    instruction,
+    prompts,
+    sample_edit,
+)
 from experiments.shapes.render import render
 from experiments.shapes.scene import caption
 
@@ -84,3 +94,14 @@ def test_dilation_grows_a_pixel_to_a_square_and_stops_at_the_frame() -> None:
 def test_an_unknown_edit_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no edit 'paint'; choose from shape, add, delete"):
         sample_edit("paint", 0, 0)
+
+
+def test_concepts_are_what_the_captions_exchange(edits: list[Edit]) -> None:
+    for edit in edits:
+        found = {item["reverse"]: item["text"] for item in concepts(edit)}
+        source, target = caption(edit.source), caption(edit.target)
+        assert (False in found, True in found) == (edit.kind != "delete", edit.kind != "add")
+        assert found.get(False, target) in target and found.get(True, source) in source
+        assert (
+            edit.attribute == "count" or found[True].replace(edit.old, edit.new).split()[1:] == found[False].split()[1:]
+        )
