@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from framework.errors import Checks, SettingsError
 Form = Literal["epsilon", "velocity"]
 """What the engine's predictions are on a schedule: noise on diffusion, velocity (towards noise) on flow."""
 
-Spacing = Literal["leading", "trailing", "linspace"]
+Spacing = Literal["leading", "trailing", "linspace", "consistency"]
 FinalAlpha = Literal["checkpoint", "first", "one", "second"]
 
 
@@ -40,7 +41,10 @@ class ScheduleOptions:
     """Conventions of a sampling schedule in which published methods differ.
 
     Attributes:
-        spacing: How timesteps are spread over training time; None takes the checkpoint's.
+        spacing: How timesteps are spread over training time; None takes the checkpoint's. "consistency" visits levels
+            that consistency distillation trained, evenly spread over its `original_steps`.
+        original_steps: Steps of the solver that a consistency model was distilled from; "consistency" only.
+        timesteps: The timesteps themselves, noisiest first, one per step; replaces the spacing.
         steps_offset: Added to every "leading" timestep; None takes the checkpoint's.
         final_alpha: Signal of the last level: "first" is a[0] (editing code), "second" is a[1] (course snippet), "one"
             is noise-free, "checkpoint" what the checkpoint's `set_alpha_to_one` says.
@@ -51,11 +55,19 @@ class ScheduleOptions:
     steps_offset: int | None = None
     final_alpha: FinalAlpha = "checkpoint"
     shift: float | None = None
+    original_steps: int = 50
+    timesteps: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         checks = Checks("schedule")
         if self.spacing is not None:
-            checks.one_of("spacing", self.spacing, ("leading", "trailing", "linspace"))
+            checks.one_of("spacing", self.spacing, get_args(Spacing))
+        checks.between("original_steps", self.original_steps, 1, 1000, "latent consistency models: 50")
+        steps = list(self.timesteps or ())
+        checks.require(
+            all(0 <= after < before for before, after in pairwise(steps)),
+            f"timesteps={steps} do not fall; give them noisiest first, down to at least 0.",
+        )
         checks.one_of("final_alpha", self.final_alpha, ("checkpoint", "first", "one", "second"))
         if self.steps_offset is not None:
             checks.between("steps_offset", self.steps_offset, 0, 1000)
@@ -167,6 +179,10 @@ class Schedule:
             final = "one" if config.get("set_alpha_to_one", True) else "first"
         table = training_table(config)
         stride = train_steps // num_steps
+        if spacing == "consistency" or options.timesteps is not None:
+            steps = _listed_timesteps(options, num_steps, train_steps)
+            # Whatever the spacing, what follows the last of these levels is the clean latent.
+            return cls.from_alphas_cumprod(table, steps, final_alpha=final, stride=train_steps)
         if spacing == "leading":
             steps = [min((num_steps - 1 - k) * stride + offset, train_steps - 1) for k in range(num_steps)]
         elif spacing == "trailing":
@@ -213,6 +229,33 @@ def training_table(config: Mapping[str, Any]) -> Tensor:
     scheduler: Any = DDIMScheduler(**{key: config[key] for key in keys if key in config})
     table: Tensor = scheduler.alphas_cumprod
     return table
+
+
+def _listed_timesteps(options: ScheduleOptions, num_steps: int, train_steps: int) -> list[int]:
+    """Return explicit timesteps, or those of a consistency model: every k-th trained level from the noisiest down.
+
+    Source: diffusers' LCMScheduler of 2024, which spreads the steps by floor(k * original_steps / steps). Earlier
+    versions took a stride of original_steps // steps; give `timesteps` for theirs.
+    """
+    checks = Checks("schedule")
+    if options.timesteps is not None:
+        listed = list(options.timesteps)
+        checks.require(
+            len(listed) == num_steps, f"{len(listed)} timesteps are given for steps={num_steps}; give as many as steps."
+        )
+        highest = listed[0] if listed else 0
+        checks.require(highest < train_steps, f"timesteps={listed} leave the training's {train_steps} steps.")
+    else:
+        original = options.original_steps
+        checks.require(
+            num_steps <= original,
+            f"steps={num_steps} is more than the {original} levels that spacing='consistency' can visit; give at most "
+            f"{original} steps, raise original_steps, or take another spacing.",
+        )
+        trained = [k * (train_steps // original) - 1 for k in range(original, 0, -1)]
+        listed = [trained[k * original // num_steps] for k in range(num_steps)] if num_steps <= original else []
+    checks.done()
+    return listed
 
 
 def _level(t: float, abar: float) -> Level:
