@@ -33,7 +33,7 @@ class Metrics(EditCallback):
     """Measures every edit, and the fixed rows that a metric brings along, and folds them into one table.
 
     A sample's value is the mean over its draws that have one. Values that a metric cannot give are counted, not
-    averaged; infinite ones (identical pictures) are counted apart.
+    averaged; infinite ones (identical pictures) and those that are no number are counted apart.
 
     Args:
         metrics: Objects that follow `framework.evaluation.metric.Metric`.
@@ -85,10 +85,11 @@ class Metrics(EditCallback):
         columns = [(metric, figure) for metric, group in figures.items() for figure in group]
         table: dict[str, dict[str, dict[str, Any]]] = {}
         kinds: dict[str, str] = {}
-        infinite: Counter[str] = Counter()
+        apart: dict[str, Counter[str]] = {"infinite": Counter(), "nan": Counter()}
         for sample, values in measured(run, self.name):
             kinds[sample.id] = sample.meta.get("edit_type") or ""
-            infinite.update(values.get("infinite", ()))
+            for kind, counter in apart.items():
+                counter.update(values.get(kind, ()))
             for row, groups in values.get("rows", {}).items():
                 table.setdefault(row, {})[sample.id] = groups
         summary: dict[str, Any] = {
@@ -98,7 +99,7 @@ class Metrics(EditCallback):
                 kind: _summaries(columns, [groups for id, groups in table.get(EDIT, {}).items() if kinds[id] == kind])
                 for kind in sorted(set(kinds.values()) - {""})
             },
-            "infinite": dict(sorted(infinite.items())),
+            **{kind: dict(sorted(counter.items())) for kind, counter in apart.items()},
             "edit_minus_row": self._differences(columns, table) if self.intervals else {},
         }
         write_summary(run, self.name, summary, {})
@@ -134,22 +135,24 @@ def _item(result: EditResult, index: int, draw: int, codec: Codec) -> MetricInpu
 
 
 def _values(rows: Mapping[str, Mapping[str, Sequence[Values]]]) -> dict[str, Any]:
-    """Fold draws; a figure without a finite value becomes None, an infinite one is named."""
+    """Fold draws; a figure without a finite value becomes None, one with an infinite value or NaN is named."""
     kept: dict[str, Any] = {}
-    infinite: list[str] = []
+    apart: dict[str, list[str]] = {"infinite": [], "nan": []}
     draws: dict[str, Any] = {}
     for row, groups in rows.items():
         for metric, measurements in groups.items():
             for figure in measurements[0]:
                 values = [_finite(measurement[figure]) for measurement in measurements]
                 valid = [value for value in values if value is not None and math.isfinite(value)]
-                if any(value is not None and math.isinf(value) for value in values):
-                    infinite.append(f"{row}/{metric}/{figure}")
+                given = [measurement[figure] for measurement in measurements]
+                for kind, test in (("infinite", math.isinf), ("nan", math.isnan)):
+                    if any(value is not None and test(value) for value in given):
+                        apart[kind].append(f"{row}/{metric}/{figure}")
                 mean = sum(valid) / len(valid) if valid else None
                 kept.setdefault(row, {}).setdefault(metric, {})[figure] = mean
                 if len(values) > 1:
                     draws.setdefault(metric, {})[figure] = values
-    return {"rows": kept, "infinite": infinite, **({"draws": draws} if draws else {})}
+    return {"rows": kept, **apart, **({"draws": draws} if draws else {})}
 
 
 def _finite(value: float | None) -> float | None:
