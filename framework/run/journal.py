@@ -95,31 +95,51 @@ def journals(records: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the whole lines of one journal; a torn last line and lines that are not json objects are passed over."""
+def read_lines(path: Path, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Read the whole lines of one journal; a torn last line and lines that are not json objects are passed over.
+
+    Args:
+        path: The journal.
+        problems: Receives a sentence for every line that is passed over.
+    """
     with path.open("rb") as file:
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                return
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                continue
+        for number, raw in enumerate(file, 1):
+            line = None
+            if raw.endswith(b"\n"):
+                with contextlib.suppress(ValueError):
+                    line = json.loads(raw)
             if isinstance(line, dict):
                 yield line
+            elif problems is not None:
+                problems.append(f"line {number} of {path.name} is not whole; it is passed over")
 
 
-def read_samples(records: Path) -> Iterator[SampleEntry]:
-    """Read every line about a sample, oldest first within each rank."""
+def read_samples(records: Path, problems: list[str] | None = None) -> Iterator[SampleEntry]:
+    """Read every line about a sample, oldest first within each rank.
+
+    Args:
+        records: Folder of the journals.
+        problems: Receives a sentence for every line that is passed over.
+    """
     for path in journals(records):
-        for line in read_lines(path):
+        for line in read_lines(path, problems):
             if line.pop("kind", None) != "sample":
                 continue
             try:
-                files = {name: FileEntry(**entry) for name, entry in line.pop("files").items()}
-                yield SampleEntry(**line, files=files)
+                yield sample_entry(line)
             except (TypeError, KeyError, AttributeError):
-                continue
+                if problems is not None:
+                    problems.append(f"a line of {path.name} about a sample lacks what it must say; it is passed over")
+
+
+def sample_entry(line: dict[str, Any]) -> SampleEntry:
+    """Build the entry of a line about a sample, without its kind.
+
+    Raises:
+        TypeError, KeyError, AttributeError: The line lacks something, or says something that is unknown.
+    """
+    files = {name: FileEntry(**entry) for name, entry in line["files"].items()}
+    return SampleEntry(**{**line, "files": files})
 
 
 def mend_journals(records: Path) -> None:

@@ -138,6 +138,19 @@ class RunLock:
                 return
 
 
+def living_owner(path: Path) -> Owner | None:
+    """Say who is writing to the folder of a lock file; None if nobody is. Changes nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        owner, silence = _read(descriptor)
+        return owner if owner is not None and owner.alive(silence) else None
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _exclusive(path: Path, *, create: bool = True) -> Iterator[int]:
     """Open the lock file for reading, deciding and writing while nobody else does."""
