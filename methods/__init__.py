@@ -23,6 +23,7 @@ __getattr__, __all__ = lazy_exports(
         "proximal": ["ProxEdit", "ProximalGuidance"],
         "ledits_pp": ["LEDITSPP", "MultistepSDEInversion"],
         "sdedit": ["NoInversion", "SDEdit"],
+        "turbo_edit": ["ShiftedInversion", "TurboEdit"],
         "sega": ["SEGA", "PureNoise", "SemanticGuidance"],
     },
 )

@@ -41,6 +41,7 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "ProxEdit": {"steps": 4, "guidance": ProximalGuidance(target=3.0, inversion_guidance=True)},
     "LEDITSPP": {"steps": 4, "guidance": ImplicitMaskGuidance([MaskedConcept("snow")], mask="intersection")},
     "SDEdit": {"steps": 4, "strength": 0.75},
+    "TurboEdit": {"steps": 4},
     "SEGA": {"steps": 4, "guidance": SemanticGuidance([Concept("snow", warmup=1, threshold=0.7)])},
 }
 """Settings with which each method runs in a moment; a new method has to be entered here."""

@@ -204,9 +204,10 @@ def test_evaluations_equal_the_formula(method: type[EditModule], make: Make) -> 
     images, steps = 2, 4
     name = method.__name__
     family = ("DDIM", "DirectDDIM", "NMG", "NegativePrompt", "NullText", "ProxEdit")
+    family += ("TurboEdit",)
     executed = 4 if name in (*family, "LEDITSPP", "SEGA") else 3
     inverted = 4 if name in (*family, "EditFriendlyDDPM", "LEDITS", "LEDITSPP") else {"CycleDiffusion": 3}.get(name, 0)
-    source_rows = {"SDEdit": 0, "SEGA": 0, "NegativePrompt": 1, "ProxEdit": 1}.get(name, 2)
+    source_rows = {"SDEdit": 0, "SEGA": 0, "NegativePrompt": 1, "ProxEdit": 1, "TurboEdit": 1}.get(name, 2)
     optimised = 2 * 4 if name == "NullText" else 0
     found = optimised + 2 * 4 if optimised else 0  # with the conditional prediction, and the one with the result
     assert steps == FEW_STEPS[method.__name__]["steps"]
