@@ -6,6 +6,7 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "images": ["Images"],
+        "mask_overlap": ["MaskOverlap"],
         "metrics": ["Metrics"],
         "noise_correlation": ["NoiseCorrelation"],
         "noise_statistics": ["NoiseStatistics"],
