@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from framework.control import Control
 from framework.data.sample import EditBatch
 from framework.step import Need, Step
 
@@ -75,6 +76,10 @@ class EditCallback(Callback):
     def name(self) -> str:
         """Prefix of this callback's measurements; two callbacks of one run must not share it."""
         return type(self).__name__
+
+    def controls(self) -> Sequence[Control]:
+        """Return controls that read attention while denoising; they may change nothing. Default none."""
+        return ()
 
     def on_edit_start(self, trainer: Trainer | None, module: EditModule, batch: EditBatch) -> None:
         """A batch is about to be inverted and edited."""

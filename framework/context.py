@@ -37,6 +37,7 @@ class Context:
         draw: Standard normal draws, see `noise`.
         masks: [B, 1, h, w] at the latent's size in [0, 1], 1 = edit; None when no sample has a mask.
         extra: What the manifest says beside the known fields, per image.
+        blend: Words of source and target prompt that the edit is about, as far as the samples name them, per image.
         token_spans: Prompt -> the characters that each of its tokens stands for; see `Backbone.token_spans`.
         tokens: Prompt -> its tokens; see `Backbone.tokens`.
         on_invert_step: Tells the hooks about a step; returns latents that replace the result, or None.
@@ -49,6 +50,7 @@ class Context:
     draw: Draw
     masks: Tensor | None = None
     extra: Sequence[Mapping[str, object]] = ()
+    blend: Sequence[tuple[str | None, str | None]] = ()
     token_spans: Callable[[str], Sequence[tuple[int, int]]] = field(default=lambda text: (), repr=False)
     tokens: Callable[[str], Sequence[Token]] = field(default=lambda text: (), repr=False)
     on_invert_step: Callable[[Step], Latents | None] | None = field(default=None, repr=False)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from framework.context import Context
-from framework.step import Latents, Need, Rows, Site, Stream
+from framework.step import Latents, Need, Row, Rows, Site, Stream
+
+if TYPE_CHECKING:  # upward, for annotations only
+    from framework.guidance import Guidance
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values [rows, heads, positions, width] -> attention output, same shape as the queries."""
@@ -26,16 +29,42 @@ class Control(ABC):  # noqa: B024 - every hook has a default; a control override
     streams: ClassVar[tuple[Stream, ...]] = ()
     """Streams that must take part in the denoising loop beside the target."""
 
+    @property
+    def outermost(self) -> bool:
+        """Whether it reads what other controls make of attention, and so stands around those wherever it is listed."""
+        return False
+
+    @property
+    def wants_masks(self) -> bool:
+        """Whether it looks at the samples' masks, which are then checked before a run."""
+        return False
+
+    def check(self, guidance: Guidance) -> list[str]:
+        """Return the problems of working under this guidance; default none."""
+        del guidance
+        return []
+
     def begin(self, ctx: Context, sites: Sequence[Site], latent: tuple[int, int]) -> Any:
         """Prepare one edit: find words, build maps. Returns the state that all other hooks receive.
+
+        Before a run it is called once for every sample, with conditions that hold no features yet (only their number of
+        positions counts); whatever it raises then is reported before any weight loads.
 
         Args:
             ctx: The edit; prompts, conditions, masks, schedule.
             sites: All attention sites of the network, in call order.
             latent: Rows and columns of the latents.
+
+        Raises:
+            SettingsError: These prompts, masks or sizes cannot work.
         """
         del ctx, sites, latent
         return None
+
+    def describe(self, ctx: Context, image: int) -> Mapping[str, Any]:
+        """Say what the control makes of one image of an edit (how its words are aligned), for its `meta.json`."""
+        del ctx, image
+        return {}
 
     def sites(self, sites: Sequence[Site]) -> Collection[Site]:
         """Choose the attention sites at which `attention` (and `probabilities`) are called; default none."""
@@ -51,6 +80,14 @@ class Control(ABC):  # noqa: B024 - every hook has a default; a control override
         """Whether this control acts in interval i of the schedule (0 is the noisiest)."""
         del i, state
         return True
+
+    def companions(self, rows: Sequence[Row], i: int, state: Any) -> Sequence[Row]:
+        """Name rows that must be evaluated beside those of a call for this control to look at; default none.
+
+        Rows of streams that do not take part in the call are left out; their predictions are not used.
+        """
+        del rows, i, state
+        return ()
 
     def attention(
         self, site: Site, rows: Rows, q: Tensor, k: Tensor, v: Tensor, attend: Attend, i: int, state: Any
@@ -96,3 +133,19 @@ class Control(ABC):  # noqa: B024 - every hook has a default; a control override
         """Change the latents after a step (local blend, masks); called at every step, active or not."""
         del z, i, state
         return z_next
+
+
+def in_order(controls: Sequence[Control]) -> tuple[Control, ...]:
+    """Put the outermost controls first; otherwise controls keep the order in which they are listed."""
+    return tuple(sorted(controls, key=lambda control: not control.outermost))
+
+
+def descriptions(controls: Sequence[Control], ctx: Context, image: int) -> dict[str, Mapping[str, Any]]:
+    """Collect what controls have to say about one image, by their names; a second one of a class is numbered."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for control in controls:
+        said = control.describe(ctx, image)
+        name = type(control).__name__
+        if said:
+            found[name if name not in found else f"{name}-{len(found) + 1}"] = said
+    return found

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from framework.callback import EditCallback, Measurement
+from framework.control import Control
 from framework.data.sample import EditBatch
 from framework.step import Latents, Step
 
@@ -52,6 +53,10 @@ class Hooks:
     def wants_denoise_steps(self) -> bool:
         """Whether anybody looks at denoising steps."""
         return bool(self._denoise) or self._own_denoise is not None
+
+    def controls(self) -> tuple[Control, ...]:
+        """Return the callbacks' readers of attention."""
+        return tuple(control for callback in self.callbacks for control in callback.controls())
 
     def edit_start(self, batch: EditBatch) -> None:
         """Announce a batch."""

@@ -10,19 +10,19 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.nn import functional as F
 
 from framework.backbones.base import Backbone
 from framework.callback import EditCallback
-from framework.context import Context, Texts, seeded_draw
-from framework.control import Control
+from framework.context import Context, seeded_draw
+from framework.contexts import context_of, latent_masks
+from framework.control import Control, descriptions, in_order
 from framework.data.sample import EditBatch, EditSample
 from framework.errors import Checks, SettingsError
 from framework.finite import FiniteWatch
 from framework.guidance import Guidance
 from framework.hooks import CallbackError, Hooks
 from framework.inversion import Inversion
-from framework.needs import unmet_needs
+from framework.needs import unmet_needs, without_source
 from framework.network import Evaluations, Network
 from framework.notes import notes_of
 from framework.predict import SourcePrediction, StepPrediction
@@ -31,14 +31,14 @@ from framework.record import Record
 from framework.reference import Reference
 from framework.result import EditResult, FailedBatch
 from framework.schedule import ScheduleOptions
-from framework.step import COND, UNCOND, Latents, Need, Row, Step, Stream
+from framework.step import Latents, Need, Step, Stream
 
 
 class CommonSettings(TypedDict, total=False):
     """Settings that every method takes beside its own.
 
     Attributes:
-        controls: Attention controls, applied in this order.
+        controls: Attention controls, applied in this order; those that read what others make of attention come first.
         reconstruct: Walk the source back beside the edit, so that a failed inversion is seen; costs the source's rows.
         draws: Inversions per image with noise of their own; each gives an edit.
         max_rows: Most rows of one network call; None for no limit.
@@ -96,13 +96,15 @@ class EditModule(LightningModule):
         if max_rows is not None:
             checks.between("max_rows", max_rows, 1, float("inf"))
         checks.between("steps", steps, 1, 1000)
-        for problem in [*inversion.check(steps), *guidance.check(steps)]:
+        sourceless = without_source(type(self).__name__, inversion, [guidance, *controls])
+        unguided = [problem for control in controls for problem in control.check(guidance)]
+        for problem in [*inversion.check(steps), *guidance.check(inversion.executed(steps)), *sourceless, *unguided]:
             checks.require(False, problem)
         checks.done()
         self.backbone = backbone
         self.inversion = inversion
         self.guidance = guidance
-        self.controls = tuple(controls)
+        self.controls = in_order(controls)
         self.steps = steps
         self.reconstruct = reconstruct and inversion.has_source
         self.draws = draws
@@ -203,6 +205,7 @@ class EditModule(LightningModule):
         watch.watch_growth(record.z0)
         final = self.denoise_latents(record, ctx, network, hooks, watch)
         result = self._result(batch, record, final, network.evaluations, inverted, watch)
+        result.controls = [descriptions(self.controls, ctx, b * self.draws) for b in range(len(batch.samples))]
         result.timings["seconds"] = time.perf_counter() - started
         hooks.edit_end(batch, result)
         return result
@@ -224,7 +227,7 @@ class EditModule(LightningModule):
         first = inversion.first(record, schedule)
         z = inversion.start(record, ctx)
         solver, guide = inversion.begin(record, ctx), self.guidance.begin(ctx)
-        controls = (*self.controls, *self.guidance.controls())
+        controls = in_order((*self.controls, *hooks.controls(), *self.guidance.controls()))
         sites = self.backbone.sites() if controls else ()
         size = (record.z0.shape[-2], record.z0.shape[-1])
         states = [control.begin(ctx, sites, size) for control in controls]
@@ -267,47 +270,26 @@ class EditModule(LightningModule):
     def _context(self, batch: EditBatch, z0: Tensor, hooks: Hooks) -> Context:
         repeated = [sample for sample in batch.samples for _ in range(self.draws)]
         ids = [s.id if d == 0 else f"{s.id}\0{d}" for s in batch.samples for d in range(self.draws)]
-        texts = Texts(
-            tuple(s.source for s in repeated), tuple(s.target for s in repeated), tuple(s.negative for s in repeated)
-        )
-        empty = ("",) * len(repeated)
-        rows: dict[Row, Sequence[str]] = {
-            Row(Stream.SOURCE, COND): texts.source,
-            Row(Stream.SOURCE, UNCOND): empty,
-            Row(Stream.TARGET, COND): texts.target,
-            Row(Stream.TARGET, UNCOND): texts.negative,
-            Row(Stream.LAYOUT, COND): texts.source,
-            Row(Stream.LAYOUT, UNCOND): empty,
-            **self.guidance.prompts(repeated),
-        }
-        # Rows with equal prompts share one condition, by which the network knows that it need not evaluate both.
-        texts_of = {tuple(prompts): self._prompts.condition(prompts, z0.device) for prompts in rows.values()}
-        return Context(
+        masks = None
+        if batch.masks is not None and z0.ndim == 4:
+            masks = latent_masks(batch.masks.to(z0.device, z0.dtype), z0.shape[-2:]).repeat_interleave(self.draws, 0)
+        return context_of(
+            repeated,
+            lambda prompts: self._prompts.condition(prompts, z0.device),
+            backbone=self.backbone,
+            guidance=self.guidance,
             schedule=self.edit_schedule,
-            conditions={row: texts_of[tuple(prompts)] for row, prompts in rows.items()},
-            texts=texts,
             streams=self.streams,
             draw=seeded_draw(self.seed, ids, z0.shape[1:], z0.device, z0.dtype),
-            masks=self._latent_masks(batch, z0),
-            extra=[sample.extra for sample in repeated],
-            token_spans=self.backbone.token_spans,
-            tokens=self.backbone.tokens,
+            masks=masks,
             on_invert_step=hooks.invert_step if hooks.wants_invert_steps else None,
         )
-
-    def _latent_masks(self, batch: EditBatch, z0: Tensor) -> Tensor | None:
-        if batch.masks is None or z0.ndim != 4:
-            return None
-        masks = F.interpolate(batch.masks.to(z0.device, z0.dtype), size=z0.shape[-2:], mode="nearest")
-        return masks.repeat_interleave(self.draws, 0)
 
     def _fitting(self, record: Record, batch: EditBatch) -> Record:
         images = len(batch.samples) * self.draws
         checks = Checks("record")
-        kind = self.inversion.kind
-        checks.require(
-            record.kind == kind, f"it was made by {record.kind}, but this edit steps with {kind}; invert again."
-        )
+        for problem in self.inversion.unfit(record):
+            checks.require(False, problem)
         checks.require(
             record.z0.shape[0] == images,
             f"it holds {record.z0.shape[0]} images for {images}; stack or select records to match the batch.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from framework.backbones.base import Backbone
+from framework.backbones.choice import asks_for_places
 from framework.callback import EditCallback
 from framework.control import Control
 from framework.guidance import Guidance
@@ -33,9 +34,14 @@ def unmet_needs(
         have.add(Need.SOURCE)
     if backbone.sites():
         have.add(Need.ATTENTION)
-    elif controls:
-        names = ", ".join(type(control).__name__ for control in controls)
+    elif asking := [control for control in controls if asks_for_places(control)]:
+        names = ", ".join(type(control).__name__ for control in asking)
         problems.append(f"{network} has no attention sites, so it cannot run {names}.")
+    readers = [callback for callback in callbacks if callback.controls()]
+    if readers and not backbone.sites():
+        names = ", ".join(type(callback).__name__ for callback in readers)
+        problems.append(f"{network} has no attention sites, so there is nothing for {names} to read.")
+    problems += inversion.suits(guidance)
     parts: list[Inversion | Guidance | Control | EditCallback] = [inversion, guidance, *controls, *callbacks]
     for part in parts:
         for need in sorted(part.needs - have, key=lambda need: need.name):
@@ -45,3 +51,15 @@ def unmet_needs(
                 f"{type(part).__name__} out."
             )
     return problems
+
+
+def without_source(method: str, inversion: Inversion, parts: Sequence[Guidance | Control]) -> list[str]:
+    """Return which parts want a source row from an inversion that records none, with the reason."""
+    if inversion.has_source:
+        return []
+    return [
+        f"{type(part).__name__} needs {Need.SOURCE.value}, and {type(inversion).__name__} records no source to walk "
+        f"back; use a method that inverts the image, or leave {type(part).__name__} out of {method}."
+        for part in parts
+        if Need.SOURCE in part.needs
+    ]

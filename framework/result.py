@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ class EditResult:
         measurements: Per sample, what callbacks measured, by their names.
         inversion_evaluations, evaluations: Network evaluations of the inversion, and of inversion and edit together.
         notes: Per sample, what the engine had to decide (the end of a prompt that the text encoder does not see, ...).
+        controls: Per sample, what the controls made of it, by their names (how words were aligned, ...).
         timings: Seconds and other figures that differ between reruns.
     """
 
@@ -50,6 +51,7 @@ class EditResult:
     evaluations: Evaluations
     measurements: list[dict[str, Measurement]] = field(default_factory=list)
     notes: list[tuple[str, ...]] = field(default_factory=list)
+    controls: list[dict[str, Mapping[str, Any]]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
     @property

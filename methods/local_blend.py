@@ -12,9 +12,9 @@ The words' columns come out of the attention itself: indicator columns beside th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from framework.context import Context
 from framework.control import Attend, Control
 from framework.errors import Checks, SettingsError
-from framework.step import COND, Latents, Row, Rows, Site, Stream
+from framework.step import COND, Latents, Need, Row, Rows, Site, Stream
 from methods.control_rows import Executed, images_of, row_pairs
 from methods.token_alignment import WordRule, positions_of
 
@@ -40,6 +40,7 @@ class LocalBlendState:
 
     Attributes:
         words: [B, 2, L, K] indicators of words; axis 1 source and target, axis 3 words and excluded words.
+        blended: [B] booleans, which images have a region; the others are left whole.
         start: Executed steps without blend.
         steps: N.
         latent: Rows and columns of the latents.
@@ -51,6 +52,7 @@ class LocalBlendState:
     """
 
     words: Tensor
+    blended: Tensor
     start: int
     steps: int
     latent: tuple[int, int]
@@ -77,16 +79,18 @@ class LocalBlendState:
 class LocalBlend(Control):
     """Keeps the edit inside the region of some words.
 
-    Stands before the controls whose edited maps it shall see, as in `controls=[LocalBlend(...), PromptToPrompt(...)]`.
+    It sees the maps as other controls leave them, and therefore stands around those wherever it is listed.
 
     Attributes:
         words: Words of the source and words of the target that mark the region; None takes every sample's own
-            "blend_words".
+            "blend_words", or the words that it says the edit is about (blended words of PIE-Bench).
         exclude: The same for a region that is taken out again ("substruct words" of the authors), or None.
         threshold: Share of the maximum above which a position belongs to the words, in [0, 1].
         exclude_threshold: The same for the excluded words.
         start: Share of the steps without blend, int(start * N) steps; 1 never blends.
         scale: Layers whose maps are this many times smaller than the latents, per side, are read.
+        missing: What becomes of a sample without blend words, or whose prompts do not have them: "refuse", or
+            "unblended" (left whole, as PIE-Bench's scripts do with an empty blended word; noted with the sample).
         word_rule: See `methods.token_alignment.WordRule`.
     """
 
@@ -96,15 +100,23 @@ class LocalBlend(Control):
     exclude_threshold: float = 0.3
     start: float = 0.2
     scale: int = 4
+    missing: Literal["refuse", "unblended"] = "refuse"
     word_rule: WordRule = "lengths"
 
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE})
     streams: ClassVar[tuple[Stream, ...]] = (Stream.SOURCE,)
+
+    @property
+    def outermost(self) -> bool:
+        """Whether it stands around other controls: always."""
+        return True
 
     def __post_init__(self) -> None:
         checks = Checks("LocalBlend")
         for name in ("threshold", "exclude_threshold", "start"):
             checks.between(name, getattr(self, name), 0, 1)
         checks.one_of("scale", self.scale, (1, 2, 4, 8, 16, 32))
+        checks.one_of("missing", self.missing, ("refuse", "unblended"))
         checks.one_of("word_rule", self.word_rule, ("lengths", "offsets"))
         for name in ("words", "exclude"):
             value = getattr(self, name)
@@ -121,29 +133,52 @@ class LocalBlend(Control):
         text = ctx.conditions[Row(Stream.TARGET, COND)].text
         if text is None:
             raise SettingsError(["LocalBlend needs a network that is conditioned on a prompt's tokens."])
-        prompts = list(zip(ctx.texts.source, ctx.texts.target, strict=True))
-        length, kinds = text.shape[1], 1 if self.exclude is None else 2
-        words = torch.zeros(len(prompts), 2, length, kinds)
-        for b, pair in enumerate(prompts):
-            wanted = [self._words_of(ctx, b), self.exclude]
-            for kind, lists in enumerate(wanted[:kinds]):
-                assert lists is not None
-                for row, (prompt, entries) in enumerate(zip(pair, lists, strict=True)):
-                    for word in [entries] if isinstance(entries, str) else entries:
-                        found = positions_of(prompt, word, ctx.tokens(prompt), length, self.word_rule, "blend word")
-                        words[b, row, found, kind] = 1
+        images, length = len(ctx.texts.target), text.shape[1]
+        words = torch.zeros(images, 2, length, 1 if self.exclude is None else 2)
+        blended = torch.ones(images, dtype=torch.bool)
+        for b in range(images):
+            try:
+                words[b] = self._indicators(ctx, b, length)
+            except SettingsError:
+                if self.missing == "refuse":
+                    raise
+                blended[b] = False
         steps = ctx.schedule.num_steps
-        return LocalBlendState(words, int(self.start * steps), steps, latent, len(self.sites(sites)) > 1)
+        return LocalBlendState(words, blended, int(self.start * steps), steps, latent, len(self.sites(sites)) > 1)
+
+    def _indicators(self, ctx: Context, image: int, length: int) -> Tensor:
+        """Mark the words of one image, [2, L, K]; see `LocalBlendState.words`."""
+        wanted = [self._words_of(ctx, image), *([] if self.exclude is None else [self.exclude])]
+        words = torch.zeros(2, length, len(wanted))
+        for kind, lists in enumerate(wanted):
+            prompts = (ctx.texts.source[image], ctx.texts.target[image])
+            for row, (prompt, entries) in enumerate(zip(prompts, lists, strict=True)):
+                for word in _listed(entries):
+                    found = positions_of(prompt, word, ctx.tokens(prompt), length, self.word_rule, "blend word")
+                    words[row, found, kind] = 1
+        return words
+
+    def describe(self, ctx: Context, image: int) -> Mapping[str, Any]:
+        """Say by which words one image is blended, or why it is not."""
+        text = ctx.conditions[Row(Stream.TARGET, COND)].text
+        assert text is not None
+        try:
+            self._indicators(ctx, image, text.shape[1])
+        except SettingsError as error:
+            return {"blended": False, "reason": error.problems[0]}
+        return {"blended": True, "words": [list(entry) for entry in map(_listed, self._words_of(ctx, image))]}
 
     def _words_of(self, ctx: Context, image: int) -> Words:
         words: Any = self.words
         if words is None and image < len(ctx.extra):
             words = ctx.extra[image].get("blend_words")
+        if words is None and image < len(ctx.blend):
+            words = ctx.blend[image]
         if not isinstance(words, Sequence) or isinstance(words, str) or len(words) != 2 or not all(words):
             raise SettingsError(
                 [
-                    f"LocalBlend: image {image + 1} of the batch has no blend words (got {words!r}); give "
-                    'words=[source words, target words], or "blend_words" in the manifest.'
+                    f"LocalBlend: there are no blend words (got {words!r}); give words=[source words, target words], "
+                    '"blend_words" in the manifest, or missing=unblended.'
                 ]
             )
         return words
@@ -201,6 +236,8 @@ class LocalBlend(Control):
         mask = self.region(now.total[:, :, 0], self.threshold, source, pool=True)[:, 1]
         if self.exclude is not None:
             mask &= ~self.region(now.total[:, :, 1], self.exclude_threshold, source, pool=False)[:, 1]
+        now.blended = now.blended.to(mask.device)
+        mask |= ~now.blended[:, None, None, None]
         return z_next.with_stream(Stream.TARGET, source + mask.to(source) * (target - source))
 
     def region(self, maps: Tensor, threshold: float, latent: Tensor, *, pool: bool) -> Tensor:
@@ -221,3 +258,7 @@ class LocalBlend(Control):
         # Words that attend to nothing (all weights 0) have no region: 0 / 0 is not above any threshold.
         masks = maps / maps.amax((-2, -1), keepdim=True) > threshold
         return torch.stack([masks[:, 0], masks[:, 0] | masks[:, 1]], 1)[:, :, None]
+
+
+def _listed(entry: Sequence[str] | str) -> Sequence[str]:
+    return [entry] if isinstance(entry, str) else entry

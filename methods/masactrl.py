@@ -15,17 +15,24 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from framework.backbones.base import Backbone
 from framework.context import Context
 from framework.control import Attend, Control
 from framework.errors import Checks, SettingsError
-from framework.step import COND, Rows, Site, Stream
+from framework.guidance import ClassifierFree, Guidance
+from framework.inversion import Inversion
+from framework.module import CommonSettings, EditModule
+from framework.reference import Reference
+from framework.schedule import ScheduleOptions
+from framework.step import COND, Need, Rows, Site, Stream
 from methods.control_rows import Executed, images_of, row_pairs, with_rows
+from methods.ddim import DDIMInversion
 from methods.token_alignment import positions_of
 
 Masks = Literal["none", "given", "auto"]
@@ -92,7 +99,18 @@ class MutualSelfAttention(Control):
     threshold: float = 0.1
     map_positions: int = 256
 
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE})
     streams: ClassVar[tuple[Stream, ...]] = (Stream.SOURCE,)
+
+    @property
+    def outermost(self) -> bool:
+        """Whether it stands around other controls: where it reads maps."""
+        return self.masks == "auto"
+
+    @property
+    def wants_masks(self) -> bool:
+        """Whether it looks at the samples' masks."""
+        return self.masks == "given" and self.source_mask is None
 
     def __post_init__(self) -> None:
         checks = Checks("MutualSelfAttention")
@@ -123,6 +141,10 @@ class MutualSelfAttention(Control):
         """
         steps = ctx.schedule.num_steps
         checks = Checks("MutualSelfAttention")
+        checks.require(
+            self.start_step <= steps or self.step_list is not None,
+            f"start_step={self.start_step}, but the edit has {steps} steps; give one in [0, {steps}].",
+        )
         for step in self.step_list or ():
             checks.require(
                 step < steps, f"step_list has {step}, but the edit has {steps}; give steps in [0, {steps - 1}]."
@@ -295,3 +317,51 @@ def _mask_problem(mask: Tensor) -> str:
     if not bool((flat.amin(1) < flat.amax(1)).all()):
         return "is all 0 or all 1, so that one side would see nothing; give a mask of a part, or masks='none'."
     return ""
+
+
+class MasaCtrl(EditModule):
+    """DDIM inversion, then denoising with mutual self-attention from a step and a layer on.
+
+    Defaults are the authors': 50 steps, guidance 7.5 of source and edit, control from step 4 and layer 10 of 16. They
+    invert real images under the empty prompt; here a sample's source prompt is used, which may be empty.
+    """
+
+    references = (
+        Reference(
+            "MasaCtrl: Tuning-Free Mutual Self-Attention Control for Consistent Image Synthesis and Editing",
+            "Cao, Wang, Qi, Shan, Qie, Zheng",
+            "ICCV 2023",
+            "https://arxiv.org/abs/2304.08465",
+            "https://github.com/TencentARC/MasaCtrl",
+            "Apache-2.0",
+        ),
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        steps: int = 50,
+        start_step: int = 4,
+        start_layer: int | None = None,
+        masks: Masks = "none",
+        guidance: Guidance = ClassifierFree(target=7.5, source=7.5, inversion=1.0),
+        inversion: Inversion | None = None,
+        schedule: ScheduleOptions = ScheduleOptions(final_alpha="first", steps_offset=0),
+        **common: Unpack[CommonSettings],
+    ) -> None:
+        """Fill the slots.
+
+        Args:
+            backbone: A diffusion model.
+            steps: T.
+            start_step, start_layer, masks: See `MutualSelfAttention`.
+            guidance: Scales of inversion, source row and edit.
+            inversion: Replaces DDIM inversion.
+            schedule: Conventions of the schedule; the authors start the timesteps at 0 and end at a[0].
+            **common: See `CommonSettings`; further controls come after mutual self-attention.
+        """
+        mutual = MutualSelfAttention(start_step=start_step, start_layer=start_layer, masks=masks)
+        common["controls"] = (mutual, *common.get("controls", ()))
+        inversion = inversion or DDIMInversion()
+        super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)

@@ -52,7 +52,7 @@ class FeatureInjection(Control):
         features: Share of the steps with features, in [0, 1], int(share * N) steps from the first (tau_f, paper 0.8).
         attention_share: The same for queries and keys (tau_A, paper 0.5).
         layer: Module whose output is injected; None takes the authors', the second convolution of the second residual
-            block in the second decoder stage of four (in networks of other depth: the third stage from the end).
+            block in the second decoder stage.
         first_site: First self-attention layer, in the order of calls, whose queries and keys are injected; None takes
             the authors' 8 of 16, and so the second half of any network.
     """
@@ -62,6 +62,7 @@ class FeatureInjection(Control):
     layer: str | None = None
     first_site: int | None = None
 
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE})
     streams: ClassVar[tuple[Stream, ...]] = (Stream.SOURCE,)
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class FeatureInjection(Control):
         if self.layer is not None:
             return [self.layer]
         stages = {int(found[1]) for name in names if (found := re.fullmatch(r"up_blocks\.(\d+)", name))}
-        wanted = f"up_blocks.{max(0, len(stages) - 3)}.resnets.1.conv2"
+        wanted = f"up_blocks.{min(1, len(stages) - 1)}.resnets.1.conv2"
         if wanted not in names:
             raise SettingsError(
                 [f"FeatureInjection: the network has no {wanted}; name a layer of its decoder, or give features=0."]

@@ -28,7 +28,7 @@ from torch import Tensor
 from framework.context import Context
 from framework.control import Attend, Control
 from framework.errors import Checks, SettingsError
-from framework.step import COND, Row, Rows, Site, Stream
+from framework.step import COND, Need, Row, Rows, Site, Stream
 from methods.control_rows import Executed, images_of, row_pairs, with_rows
 from methods.token_alignment import (
     Window,
@@ -36,7 +36,9 @@ from methods.token_alignment import (
     positions_of,
     refinement_mapper,
     replacement_mapper,
+    token_table,
     window_bounds,
+    word_positions,
     word_windows,
 )
 
@@ -111,6 +113,8 @@ class PromptToPrompt(Control):
             other words, by default all steps). Bounds are int(share * (N + 1)). Authors: 0.8; PIE-Bench 0.4.
         self_attention: Window of self-attention, bounds int(share * N). Authors: 0.4 to 0.7; PIE-Bench 0.6.
         equalizer: Word of the target -> factor of its map, any sign. A sample's own "equalizer" comes before.
+        blend_factor: Factor of the map of the target word that a sample says the edit is about (its blended word);
+            samples without one, or whose prompt does not have it, are not reweighted. PIE-Bench 2.
         self_max_positions: Self-attention with more positions is left alone (authors 32 * 32, in the oldest notebook
             16 * 16); None for a quarter of the latent's.
         word_rule: How words are found among tokens, see `methods.token_alignment.WordRule`.
@@ -121,10 +125,12 @@ class PromptToPrompt(Control):
     cross: Window | Mapping[str, Window] = 0.8
     self_attention: Window = 0.4
     equalizer: Mapping[str, float] = field(default_factory=dict)
+    blend_factor: float = 1.0
     self_max_positions: int | None = 1024
     word_rule: WordRule = "lengths"
     fix_tail: bool = False
 
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE})
     streams: ClassVar[tuple[Stream, ...]] = (Stream.SOURCE,)
 
     def __post_init__(self) -> None:
@@ -137,6 +143,7 @@ class PromptToPrompt(Control):
         check_window(checks, "self_attention", self.self_attention)
         for word, factor in self.equalizer.items():
             checks.between(f"equalizer[{word!r}]", factor, -float("inf"), float("inf"))
+        checks.between("blend_factor", self.blend_factor, -float("inf"), float("inf"))
         if self.self_max_positions is not None:
             checks.between("self_max_positions", self.self_max_positions, 1, float("inf"))
         checks.done()
@@ -165,26 +172,41 @@ class PromptToPrompt(Control):
         edited = maps.windows.amax((0, 2)) > 0
         return PromptToPromptState(maps, edited.tolist(), window, small)
 
-    def word_maps(self, ctx: Context) -> WordMaps:
-        """Build mappers, equalizers and windows of all images; see `begin`."""
+    def word_maps(self, ctx: Context, images: Sequence[int] | None = None) -> WordMaps:
+        """Build mappers, equalizers and windows of all images, or of some; see `begin`."""
         text = ctx.conditions[Row(Stream.TARGET, COND)].text
         if text is None:
             raise SettingsError(["PromptToPrompt needs a network that is conditioned on a prompt's tokens."])
-        length, steps, images = text.shape[1], ctx.schedule.num_steps, len(ctx.texts.target)
+        length, steps = text.shape[1], ctx.schedule.num_steps
         mappers, owns, equalizers, windows = [], [], [], []
-        for b, (source, target) in enumerate(zip(ctx.texts.source, ctx.texts.target, strict=True)):
+        for b in range(len(ctx.texts.target)) if images is None else images:
+            source, target = ctx.texts.source[b], ctx.texts.target[b]
             mapper, own = self._mapper(source, target, ctx, length)
             tokens = ctx.tokens(target)
-            factors = dict(self.equalizer)
-            factors |= _mapping(ctx.extra[b].get("equalizer", {})) if len(ctx.extra) == images else {}
             equalizer = torch.ones(length, dtype=torch.float64)
-            for word, factor in factors.items():
+            for word, factor in self._factors(ctx, b).items():
                 equalizer[positions_of(target, word, tokens, length, self.word_rule, "equalizer")] = factor
             mappers.append(mapper)
             owns.append(own)
             equalizers.append(equalizer)
             windows.append(word_windows(target, self.cross, steps, tokens, length, rule=self.word_rule))
         return WordMaps(torch.stack(mappers), torch.stack(owns), torch.stack(equalizers), torch.stack(windows))
+
+    def _factors(self, ctx: Context, image: int) -> dict[str, float]:
+        """Return the factors of one image's words, the sample's own last."""
+        target = ctx.texts.target[image]
+        word = ctx.blend[image][1] if image < len(ctx.blend) else None
+        known = bool(word) and bool(word_positions(target, str(word), ctx.tokens(target), self.word_rule))
+        factors = {str(word): self.blend_factor} if known and self.blend_factor != 1 else {}
+        own = ctx.extra[image].get("equalizer", {}) if image < len(ctx.extra) else {}
+        return factors | dict(self.equalizer) | _mapping(own)
+
+    def describe(self, ctx: Context, image: int) -> Mapping[str, Any]:
+        """Say how the words of one image's prompts correspond; see `token_table`."""
+        maps = self.word_maps(ctx, [image])
+        source, target = ctx.texts.source[image], ctx.texts.target[image]
+        table = token_table(ctx.tokens(source), ctx.tokens(target), maps.mapper[0], maps.own[0], maps.equalizer[0])
+        return {"edit": self.edit, "target_tokens": table}
 
     def _mapper(self, source: str, target: str, ctx: Context, length: int) -> tuple[Tensor, Tensor]:
         """Return the mapper [L, L] and the share of the target's own map [L]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -239,3 +239,31 @@ def word_windows(
         alpha[:, positions] = 0
         alpha[start:end, positions] = 1
     return alpha
+
+
+def token_table(
+    source: Sequence[Token], target: Sequence[Token], mapper: Tensor, own: Tensor, equalizer: Tensor
+) -> list[dict[str, Any]]:
+    """Write a mapping down token by token of the target: where its map comes from.
+
+    Args:
+        source, target: Tokens of the prompts.
+        mapper: [L, L], source positions to target positions.
+        own: [L], share of the target's own map.
+        equalizer: [L], factors.
+
+    Returns:
+        Per token that the text encoder sees: position, text, source (position, text and weight of each), own, factor.
+    """
+    seen = mapper.shape[0] - 2
+    texts = {position: token.text for position, token in enumerate(source[:seen], 1)} | {0: "<start>"}
+    rows = []
+    for position, token in enumerate(target[:seen], 1):
+        found = mapper[:, position].nonzero().flatten().tolist()
+        come = [
+            {"position": n, "token": texts.get(n, "<end>"), "weight": round(float(mapper[n, position]), 6)}
+            for n in found
+        ]
+        share, factor = float(own[position]), float(equalizer[position])
+        rows.append({"position": position, "token": token.text, "source": come, "own": share, "factor": factor})
+    return rows

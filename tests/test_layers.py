@@ -20,15 +20,16 @@ BELOW = {
 # The parts of framework/, lowest tier first; a part may import its own tier and those before it, without a circle.
 TIERS = (
     {"errors", "lazy", "command", "finite", "reference"},
+    {"scheduler_tables"},
     {"schedule"},
     {"step"},
     {"context", "record", "data.sample"},
     {"inversion", "guidance", "control"},
     {"backbones"},
-    {"network", "prompts", "prompt_limits", "notes"},
+    {"network", "prompts", "prompt_limits", "notes", "contexts"},
     {"predict"},
     {"result", "callback"},
-    {"hooks", "data", "needs"},
+    {"hooks", "data", "needs", "rehearsal"},
     {"module"},
     {"statistics", "evaluation", "run", "report"},
     {"cli"},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from framework.backbones.choice import choose
 from framework.control import Control
+from framework.guidance import GuidedBy
 from framework.schedule import (
     Form,
     Schedule,
@@ -20,7 +21,7 @@ from framework.schedule import (
     x0_to_eps,
     x0_to_velocity,
 )
-from framework.step import Condition, Rows, Site, Token
+from framework.step import Condition, Row, Rows, Segment, Site, Token
 
 PredictionType = Literal["epsilon", "v_prediction", "velocity", "sample"]
 
@@ -43,6 +44,14 @@ class ControlHandle:
         self.active = tuple(control.active(i, state) for control, state in zip(self.controls, self.states, strict=True))
         self.announced.update(number for number, active in enumerate(self.active) if active)
 
+    def companions(self, rows: Sequence[Row], i: int) -> list[Row]:
+        """Return the rows that active controls want evaluated beside those of a call; see `Control.companions`."""
+        wanted: dict[Row, None] = {}
+        for control, state in zip(self.controls, self.states, strict=True):
+            if control.active(i, state):
+                wanted.update(dict.fromkeys(control.companions(rows, i, state)))
+        return [row for row in wanted if row not in rows]
+
     def leave(self) -> None:
         """Announce that the next calls are not controlled."""
         self.rows = None
@@ -62,6 +71,8 @@ class Backbone(nn.Module, ABC):
         image_size: Rows and columns of the pictures it was trained on, or None if it has none (closed forms).
         multiple: Sides of pictures must be multiples of this.
         takes_text: Whether prompts condition it.
+        guided_by: How guidance reaches it; see `framework.guidance.GuidedBy`.
+        latent_factor: Sides of a picture over the sides of its latent.
         identity: What decides its numbers (model, revision, dtype, hashes of config and weights), for keys and records.
     """
 
@@ -71,6 +82,8 @@ class Backbone(nn.Module, ABC):
     image_size: tuple[int, int] | None
     multiple: int
     takes_text: bool
+    guided_by: GuidedBy = "rows"
+    latent_factor: int = 1
 
     @property
     @abstractmethod
@@ -116,10 +129,28 @@ class Backbone(nn.Module, ABC):
     def encode_prompt(self, texts: Sequence[str]) -> Condition:
         """Encode prompts; each row depends on its own text alone."""
 
+    @property
+    def max_tokens(self) -> int:
+        """Positions of a prompt, start and end tokens included; 0 where a network takes no tokens."""
+        return 0
+
     def truncated(self, text: str) -> str:
         """Return the part of a prompt that the text encoder does not see; empty when it sees all of it."""
         del text
         return ""
+
+    def cuts(self, text: str) -> Mapping[str, str]:
+        """Return which end of a prompt each text encoder does not see, by the encoder's name, where there is one.
+
+        Differs from `truncated` where a network has several text encoders, of which one sees more than the other.
+        """
+        tail = self.truncated(text)
+        return {"the text encoder": tail} if tail else {}
+
+    def segments(self, text: str) -> Sequence[Segment]:
+        """Return the network's text positions by the tokenizer that fills them; empty where it takes no tokens."""
+        del text
+        return ()
 
     def token_spans(self, text: str) -> Sequence[tuple[int, int]]:
         """Return where in a prompt its tokens begin and end, in characters; token k stands at text position k + 1.
@@ -163,6 +194,10 @@ class Backbone(nn.Module, ABC):
 
     def sites(self) -> tuple[Site, ...]:
         """Return the attention sites in call order; empty where there are none. Needs no weights."""
+        return ()
+
+    def layers(self) -> tuple[str, ...]:
+        """Return the dotted names of the modules whose output controls may change. Needs no weights."""
         return ()
 
     @contextmanager

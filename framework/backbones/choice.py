@@ -49,16 +49,20 @@ def choose(controls: Sequence[Control], sites: Sequence[Site], layers: Sequence[
                 by_layer.setdefault(layer, []).append(number)
         if own_sites or own_layers:
             continue
-        asks = [hook for hook in ("sites", "layers") if getattr(type(control), hook) is not getattr(Control, hook)]
         blends = type(control).blend is not Control.blend
         checks.require(
-            bool(blends and not asks),
+            blends and not asks_for_places(control),
             f"{owner} chose no attention site and no layer, so it would do nothing; there are {_offer(sites, layers)}.",
         )
     checks.done()
     return Choice(
         {key: tuple(value) for key, value in by_site.items()}, {key: tuple(value) for key, value in by_layer.items()}
     )
+
+
+def asks_for_places(control: Control) -> bool:
+    """Whether a control acts inside the network, not on latents alone."""
+    return any(getattr(type(control), hook) is not getattr(Control, hook) for hook in ("sites", "layers"))
 
 
 def _offer(sites: Sequence[Site], layers: Sequence[str]) -> str:

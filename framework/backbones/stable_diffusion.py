@@ -25,6 +25,8 @@ _CLASSES = {
 }
 _TOKENIZER_FILES = ("tokenizer/*.json", "tokenizer/merges.txt")
 _CACHED_PROMPTS = 64
+_KEPT_TOKENS = 4096
+"""Prompts whose tokens are kept; many variants of an experiment ask for those of the same samples."""
 _PIXELS_PER_CALL = 2**20
 """Pixels that the autoencoder sees at once; four pictures of 512 x 512."""
 
@@ -79,6 +81,7 @@ class StableDiffusion(UNetBackbone):
         checks.done()
         self._text_dtype = DTYPES[text_dtype or ("float32" if dtype == "float64" else dtype)]
         self._prompts: OrderedDict[str, Tensor] = OrderedDict()
+        self._tokens: dict[str, tuple[Token, ...]] = {}
         self._read_configs()
 
     def _read_configs(self) -> None:
@@ -116,6 +119,7 @@ class StableDiffusion(UNetBackbone):
         checks.done()
         self.image_channels = int(self.vae_config.get("in_channels", 3))
         self.multiple = 2 ** (len(self.vae_config.get("block_out_channels", (64,))) - 1)
+        self.latent_factor = self.multiple
         side = self.unet_config.get("sample_size") or 64
         rows, columns = side if isinstance(side, Sequence) else (side, side)
         self.image_size = (int(rows) * self.multiple, int(columns) * self.multiple)
@@ -251,10 +255,16 @@ class StableDiffusion(UNetBackbone):
 
     def tokens(self, text: str) -> tuple[Token, ...]:
         """Return all tokens of a prompt; see `Backbone.tokens`."""
-        tokenizer = self.tokenizer
-        tokens = tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
-        ids, spans = tokens["input_ids"][1:-1], tokens["offset_mapping"][1:-1]
-        return tuple(Token(n, tokenizer.decode([n]).strip(), *span) for n, span in zip(ids, spans, strict=True))
+        known = self._tokens.get(text)
+        if known is None:
+            tokenizer = self.tokenizer
+            found = tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
+            ids, spans = found["input_ids"][1:-1], found["offset_mapping"][1:-1]
+            known = tuple(Token(n, tokenizer.decode([n]).strip(), *span) for n, span in zip(ids, spans, strict=True))
+            if len(self._tokens) >= _KEPT_TOKENS:
+                self._tokens.clear()
+            self._tokens[text] = known
+        return known
 
     def forward(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Run the UNet; see `Backbone.forward`."""

@@ -120,21 +120,26 @@ class UNetBackbone(Backbone):
         return Schedule.from_scheduler(self.scheduler_config, num_steps, options)
 
     @cached_property
-    def _sites(self) -> tuple[Site, ...]:
+    def _structure(self) -> tuple[tuple[Site, ...], tuple[str, ...]]:
         from framework.backbones.sites import unet_sites
 
-        return unet_sites(self.unet or meta_module(self._network_class, self.unet_config))
+        unet = self.unet or meta_module(self._network_class, self.unet_config)
+        return unet_sites(unet), tuple(name for name, _ in unet.named_modules() if name)
 
     def sites(self) -> tuple[Site, ...]:
         """Return the attention sites of the UNet in call order; needs no weights."""
-        return self._sites
+        return self._structure[0]
+
+    def layers(self) -> tuple[str, ...]:
+        """Return the dotted names of the UNet's modules; needs no weights."""
+        return self._structure[1]
 
     @contextmanager
     def controlled(self, controls: Sequence[Control], states: Sequence[Any]) -> Iterator[ControlHandle]:
-        """Install controls in the UNet for the duration of the context; see `controlled_unet`."""
-        from framework.backbones.attention import controlled_unet
+        """Install controls in the UNet for the duration of the context; see `controlled_network`."""
+        from framework.backbones.attention import controlled_network
 
-        with controlled_unet(self._component("unet"), self.sites(), controls, states) as handle:
+        with controlled_network(self._component("unet"), self.sites(), controls, states) as handle:
             yield handle
 
     def _component(self, name: str) -> Any:

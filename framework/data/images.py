@@ -115,6 +115,14 @@ class ImageLoader:
             notes = (*notes, "mask: nothing of it is left in the network's picture")
         return torch.from_numpy(placed.astype(np.float32))[None], notes
 
+    def mask(self, sample: EditSample) -> Tensor | None:
+        """Load the mask of a sample, [1, H, W] in {0, 1} in the network's frame, reading only its picture's header.
+
+        Raises:
+            SampleError: The header or the mask cannot be used, with the reason.
+        """
+        return self.load_mask(sample, self._frame(header_size(sample.image, self.limits)))[0]
+
     def batch(self, samples: Sequence[EditSample], failed: Sequence[tuple[EditSample, str]] = ()) -> EditBatch:
         """Load samples that have the same network size; those that cannot be loaded are listed with the reason.
 

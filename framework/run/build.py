@@ -17,6 +17,7 @@ from framework.data.sample import EditSample
 from framework.errors import SettingsError
 from framework.module import EditModule
 from framework.prompt_limits import dropped_edits
+from framework.rehearsal import rehearse
 from framework.run.config import UNRESOLVED, Config, check_top_level, resolve
 from framework.run.nodes import Builder, Built
 from framework.run.problems import Problems
@@ -90,7 +91,7 @@ def build(config: Config, shared: Shared | None = None) -> Experiment:
         _check_combination(method.value, callbacks, problems)
     source = shared.reuse("data", data)
     if source is not None:
-        _check_data(source, reused.value if reused else None, problems)
+        _check_data(source, reused.value if reused else None, method.value if method else None, problems)
     problems.done()
     assert run and backbone and method and data
     resolved = {
@@ -154,8 +155,8 @@ def _check_combination(module: EditModule, callbacks: list[Built | None], proble
             problems.add(("callbacks", k), f"{both}; remove one, or give one another name if it has that setting.")
 
 
-def _check_data(source: DataSource, backbone: Backbone | None, problems: Problems) -> None:
-    """Note problems of the list of samples, and picture sizes that the network cannot take."""
+def _check_data(source: DataSource, backbone: Backbone | None, module: EditModule | None, problems: Problems) -> None:
+    """Note problems of the list of samples, picture sizes that the network cannot take, and what controls refuse."""
     samples: Sequence[EditSample] = ()
     try:
         samples = source.samples()
@@ -167,7 +168,9 @@ def _check_data(source: DataSource, backbone: Backbone | None, problems: Problem
     for problem in dropped_edits(samples, backbone):
         problems.add(("data",), problem)
     try:
-        source.loader(backbone.image_size, multiple=backbone.multiple, channels=backbone.image_channels)
+        loader = source.loader(backbone.image_size, multiple=backbone.multiple, channels=backbone.image_channels)
+        for problem in rehearse(module, samples, loader) if module else ():
+            problems.add(("method", "controls"), problem)
     except SettingsError as error:
         for problem in error.problems:
             problems.add(("data",), problem)

@@ -105,6 +105,7 @@ class Encoder:
             "extra": described.extra,
             "frame": asdict(batch.frames[index]),
             "notes": [*batch.notes[index], *(result.notes[index] if result.notes else ())],
+            **({"controls": result.controls[index]} if result.controls and result.controls[index] else {}),
             "draws": result.draws,
             "evaluations": {
                 "inversion": _per_sample(result.inversion_evaluations, len(batch.samples)),

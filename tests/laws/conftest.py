@@ -28,6 +28,7 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "DDIM": {"steps": 4},
     "DirectDDIM": {"steps": 4},
     "EditFriendlyDDPM": {"steps": 4, "skip": 1},
+    "InfEdit": {"steps": 4, "strength": 0.75, "controls": []},
     "LEDITS": {
         "steps": 4,
         "skip": 1,
@@ -35,9 +36,11 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
             [Concept("snow", warmup=0), Concept("a cat", reverse=True, warmup=1)], target=5.0, source=0.0
         ),
     },
+    "MasaCtrl": {"steps": 4, "start_step": 1},
     "NMG": {"steps": 4, "guidance": NoiseMapGuidance(target=3.0, source=3.0, gradient_scale=100.0)},
     "NegativePrompt": {"steps": 4},
     "NullText": {"steps": 4, "inner_steps": 2, "guidance": ClassifierFree(target=3.0, source=3.0, inversion=1.0)},
+    "PlugAndPlay": {"steps": 4},
     "ProxEdit": {"steps": 4, "guidance": ProximalGuidance(target=3.0, inversion_guidance=True)},
     "LEDITSPP": {"steps": 4, "guidance": ImplicitMaskGuidance([MaskedConcept("snow")], mask="intersection")},
     "SDEdit": {"steps": 4, "strength": 0.75},

@@ -16,6 +16,7 @@ from framework.guidance import ClassifierFree
 from framework.module import EditModule
 from framework.record import Record
 from framework.step import Latents, Step, Stream
+from methods.ddim import DDIMInversion
 from tests.laws.conftest import FEW_STEPS, batch_of, method_classes
 
 Make = Callable[..., EditModule]
@@ -28,10 +29,14 @@ def test_every_method_is_tried_here() -> None:
 def test_with_guidance_one_and_equal_prompts_edit_and_reconstruction_are_one(
     method: type[EditModule], make: Make
 ) -> None:
-    # Null-text refuses guidance 1 and makes any other hold; direct inversion corrects the source alone, unless told.
+    # Null-text refuses guidance 1 and makes any other hold; direct inversion corrects the source alone, unless told;
+    # Plug-and-Play takes the source from the inversion's latents, unless told.
     scale = 1.5 if method.__name__ == "NullText" else 1.0
-    both_rows = {"target": "source", "recorded": True} if method.__name__ == "DirectDDIM" else {}
-    module = make(method, guidance=ClassifierFree(target=scale, source=scale), **both_rows)
+    both_rows: dict[str, dict[str, Any]] = {
+        "DirectDDIM": {"target": "source", "recorded": True},
+        "PlugAndPlay": {"inversion": DDIMInversion()},
+    }
+    module = make(method, guidance=ClassifierFree(target=scale, source=scale), **both_rows.get(method.__name__, {}))
     batch = batch_of([0])
     same = replace(batch, samples=tuple(replace(sample, target=sample.source) for sample in batch.samples))
 
@@ -203,7 +208,9 @@ def test_evaluations_equal_the_formula(method: type[EditModule], make: Make) -> 
     guidance = ClassifierFree(target=5.0, source=2.0, inversion=2.0)
     images, steps = 2, 4
     name = method.__name__
-    family = ("DDIM", "DirectDDIM", "NMG", "NegativePrompt", "NullText", "ProxEdit")
+    family = (
+        "DDIM", "DirectDDIM", "MasaCtrl", "PlugAndPlay", "NMG", "NegativePrompt", "NullText", "ProxEdit",
+    )
     family += ("TurboEdit",)
     executed = 4 if name in (*family, "LEDITSPP", "SEGA") else 3
     inverted = 4 if name in (*family, "EditFriendlyDDPM", "LEDITS", "LEDITSPP") else {"CycleDiffusion": 3}.get(name, 0)

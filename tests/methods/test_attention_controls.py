@@ -143,14 +143,10 @@ def test_processors_are_back_after_an_exception_in_a_step(network: StableDiffusi
             ("a cat", "b " * 80 + "x"),
             ["beyond the"],
         ),
-        (
-            [PromptToPrompt(), LocalBlend([["cat"], ["dog"]], scale=1, start=0.0)],
-            ("a cat", "a red dog"),
-            ["put it first"],
-        ),
-        ([MutualSelfAttention(start_layer=16)], ("a cat", "a dog"), ["layer 16", "[0, 15]"]),
+        ([MutualSelfAttention(start_step=0, start_layer=16)], ("a cat", "a dog"), ["layer 16", "[0, 15]"]),
         ([MutualSelfAttention(step_list=[2])], ("a cat", "a dog"), ["step_list has 2", "[0, 1]"]),
-        ([MutualSelfAttention(masks="given")], ("a cat", "a dog"), ["the samples have none"]),
+        ([MutualSelfAttention(start_step=3)], ("a cat", "a dog"), ["start_step=3", "2 steps", "[0, 2]"]),
+        ([MutualSelfAttention(start_step=0, masks="given")], ("a cat", "a dog"), ["the samples have none"]),
         ([FeatureInjection(first_site=16)], ("a cat", "a dog"), ["first_site=16", "[0, 15]"]),
     ],
 )

@@ -50,6 +50,12 @@ class Case:
         return self.about["prompts"]  # type: ignore[no-any-return]
 
     @property
+    def targets(self) -> list[str]:
+        """Target prompts; one or several, or none."""
+        target = self.prompts.get("target")
+        return [] if target is None else [target] if isinstance(target, str) else list(target)
+
+    @property
     def expected(self) -> Mapping[str, Mapping[str, Any]]:
         return self.about["expected"]  # type: ignore[no-any-return]
 

@@ -9,9 +9,11 @@ from typing import Any
 from tests.parity.case import Case
 from tests.parity.replays.ddim import replay_ddim
 from tests.parity.replays.direct_inversion import replay_direct_inversion
+from tests.parity.replays.infedit import replay_infedit
 from tests.parity.replays.ledits import replay_ledits
 from tests.parity.replays.ledits_pp import replay_ledits_pp, replay_ledits_pp_repo
 from tests.parity.replays.masactrl import replay_masactrl
+from tests.parity.replays.metrics import replay_metrics
 from tests.parity.replays.negative_prompt import replay_negative_prompt_inversion, replay_proximal_npi
 from tests.parity.replays.noise_map_guidance import replay_noise_map_guidance
 from tests.parity.replays.noise_maps import replay_cycle_diffusion, replay_ddpm_inversion
@@ -27,10 +29,12 @@ REPLAYS: Mapping[str, Callable[[Case, Path], Mapping[str, Any]]] = {
     "ddim": replay_ddim,
     "ddpm_inversion": replay_ddpm_inversion,
     "direct_inversion": replay_direct_inversion,
+    "infedit": replay_infedit,
     "ledits": replay_ledits,
     "ledits_pp": replay_ledits_pp,
     "ledits_pp_repo": replay_ledits_pp_repo,
     "masactrl": replay_masactrl,
+    "metrics": replay_metrics,
     "negative_prompt_inversion": replay_negative_prompt_inversion,
     "noise_map_guidance": replay_noise_map_guidance,
     "noise_space_2d": replay_noise_space_2d,

@@ -13,35 +13,37 @@ from framework.step import Stream
 from methods.direct_inversion import DirectDDIM
 from tests.parity.case import Case
 from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
 
 
 def replay_direct_inversion(case: Case, models: Path) -> dict[str, Tensor]:
     settings, scale = case.settings, float(case.settings["guidance_scale"])
     variant = settings.get("variant", "full")
-    if settings.get("control"):
-        raise NotImplementedError("attention control")
     if variant not in ("full", "skip"):
         raise NotImplementedError(f"variant={variant!r}")
     every = int(settings["skip_step"]) if variant == "skip" else 1
     source, *targets = case.input("in.emb_prompts").split(1)
     inverting = float(settings.get("inversion_guidance_scale", 1.0))
 
-    def run_to(target: Tensor, **options: Any) -> LatentRun:
+    def run_to(target: Tensor, text: str, **options: Any) -> LatentRun:
         module = DirectDDIM(
             tiny_sd(models),
             steps=int(settings["num_steps"]),
             every=every,
             guidance=ClassifierFree(target=scale, source=scale, inversion=inverting),
+            controls=optional_controls(settings),
             **options,
         )
         module.edit_schedule = case_schedule(case)
-        return LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
+        run = LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
+        with_prompts(run, case.prompts["source"], [text])
+        return run
 
     offsets: list[Tensor] = []
     walked: list[Tensor] = []
-    for target in targets:
-        recorded = run_to(target, recorded=True).invert(case.input("in.z0"))
-        run = run_to(target)
+    for target, text in zip(targets, case.targets, strict=True):
+        recorded = run_to(target, text, recorded=True).invert(case.input("in.z0"))
+        run = run_to(target, text)
         record = run.invert(case.input("in.z0"))
         run.denoise(record)
         if not offsets:

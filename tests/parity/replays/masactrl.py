@@ -10,31 +10,18 @@ from torch import Tensor
 from framework.guidance import ClassifierFree
 from framework.step import Stream
 from methods.ddim import DDIM
-from methods.masactrl import MutualSelfAttention
 from methods.plug_and_play import OnTrajectory
 from tests.parity.case import Case
 from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
-
-VARIANTS = {"plain": "none", "mask": "given", "mask_auto": "auto"}
+from tests.parity.replays.prompt_to_prompt import mutual_control
 
 
 def replay_masactrl(case: Case, models: Path) -> dict[str, Tensor]:
     settings, scale = case.settings, float(case.settings["guidance_scale"])
     wanted = settings["control"]
     inversion = OnTrajectory() if settings.get("use_inversion_latents") else None
-    given = wanted["variant"] == "mask"
-    control = MutualSelfAttention(
-        start_step=wanted.get("start_step", 4),
-        start_layer=wanted.get("start_layer", 10),
-        step_list=wanted.get("step_idx"),
-        layer_list=wanted.get("layer_idx"),
-        masks=VARIANTS[wanted["variant"]],  # type: ignore[arg-type]
-        source_mask=case.input("in.mask_s") if given else None,
-        target_mask=case.input("in.mask_t") if given else None,
-        source_words=wanted.get("ref_token_idx", [1]),
-        target_words=wanted.get("cur_token_idx", [1]),
-        threshold=wanted.get("thres", 0.1),
-    )
+    masks = {"source_mask": "in.mask_s", "target_mask": "in.mask_t"} if wanted["variant"] == "mask" else {}
+    control = mutual_control(wanted, **{name: case.input(tensor) for name, tensor in masks.items()})
 
     def run_with(source: str, scale_of_inversion: float) -> LatentRun:
         module = DDIM(

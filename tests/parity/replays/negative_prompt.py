@@ -13,6 +13,7 @@ from methods.negative_prompt import NegativePrompt
 from methods.proximal import ProximalGuidance
 from tests.parity.case import Case
 from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
 
 
 def replay_negative_prompt_inversion(case: Case, models: Path) -> dict[str, Tensor]:
@@ -42,19 +43,21 @@ def replay_proximal_npi(case: Case, models: Path) -> dict[str, Tensor]:
 
 def _replay(case: Case, models: Path, guidance: ClassifierFree) -> dict[str, Tensor]:
     settings, scale = case.settings, float(case.settings["guidance_scale"])
-    if settings.get("control"):
-        raise NotImplementedError("attention control")
     source, *targets = case.input("in.emb_prompts").split(1)
 
-    def run_to(target: Tensor, guidance: ClassifierFree) -> LatentRun:
+    def run_to(target: Tensor, guidance: ClassifierFree, text: str | None = None) -> LatentRun:
         module = NegativePrompt(
             tiny_sd(models),
             steps=int(settings["num_steps"]),
             interpolation=float(settings.get("npi_interp", 0.0)),
             guidance=guidance,
+            controls=[] if text is None else optional_controls(settings),
         )
         module.edit_schedule = case_schedule(case)
-        return LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
+        run = LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
+        if text is not None:
+            with_prompts(run, case.prompts["source"], [text])
+        return run
 
     plain = run_to(source, ClassifierFree(target=scale, source=scale, inversion=1.0))
     record = plain.invert(case.input("in.z0"))
@@ -63,8 +66,8 @@ def _replay(case: Case, models: Path, guidance: ClassifierFree) -> dict[str, Ten
     uncond = plain.module.inversion.condition(record, 0, plain.ctx.conditions)[Row(Stream.TARGET, UNCOND)].text
     assert uncond is not None
     edits = []
-    for target in targets:
-        run = run_to(target, guidance)
+    for target, text in zip(targets, case.targets, strict=True):
+        run = run_to(target, guidance, text)
         run.denoise(record)
         edits.append(run)
     streams = [edits[0].seen.trajectory(Stream.SOURCE), *(run.seen.trajectory(Stream.TARGET) for run in edits)]

@@ -15,6 +15,7 @@ from framework.step import Stream
 from methods.noise_map_guidance import NMG, Loss, NoiseMapGuidance, NoiseMapStep
 from tests.parity.case import Case
 from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
 
 REFERENCES: dict[tuple[str, str], Literal["current", "next"]] = {
     ("input_level", "N-1-i"): "current",
@@ -40,8 +41,6 @@ class Watched(NoiseMapGuidance):
 
 def replay_noise_map_guidance(case: Case, models: Path) -> dict[str, Tensor]:
     settings, scale = case.settings, float(case.settings.get("guidance_scale", 10.0))
-    if settings.get("control"):
-        raise NotImplementedError("attention control")
     inversion, index = settings["inversion"], settings["reference_index"]
     if (inversion, index) not in REFERENCES:
         raise NotImplementedError(f"inversion={inversion!r} with reference_index={index!r}")
@@ -54,12 +53,19 @@ def replay_noise_map_guidance(case: Case, models: Path) -> dict[str, Tensor]:
         smooth_l1_beta=float(settings.get("smooth_l1_beta", 1e-4)),
         reference=REFERENCES[inversion, index],
     )
-    module = NMG(tiny_sd(models), steps=int(settings["num_steps"]), convention=inversion, guidance=guidance)
+    module = NMG(
+        tiny_sd(models),
+        steps=int(settings["num_steps"]),
+        convention=inversion,
+        guidance=guidance,
+        controls=optional_controls(settings),
+    )
     module.edit_schedule = case_schedule(case)
     source, *targets = case.input("in.emb_prompts").split(1)
     walked: list[Tensor] = []
-    for target in targets or [source]:
+    for target, text in zip(targets or [source], case.targets or [case.prompts["source"]], strict=True):
         run = LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
+        with_prompts(run, case.prompts["source"], [text])
         record = run.invert(case.input("in.z0"))
         run.denoise(record)
         walked += [] if walked else [run.seen.trajectory(Stream.SOURCE)]

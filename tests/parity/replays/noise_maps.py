@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.control import Control
 from framework.guidance import ClassifierFree
 from framework.step import Stream
 from methods.cycle_diffusion import CycleDiffusion, PosteriorInversion
 from methods.edit_friendly import EditFriendlyDDPM, EditFriendlyInversion
 from tests.parity.case import Case
 from tests.parity.latent import LatentRun, case_schedule, network_of, rows
-from tests.parity.replays.prompt_to_prompt import prompt_controls, with_prompts
+from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
 
 
 def replay_ddpm_inversion(case: Case, models: Path) -> dict[str, Tensor]:
@@ -34,10 +33,7 @@ def _edit_friendly(case: Case, models: Path, noise: Tensor) -> dict[str, Tensor]
     eta: Any = settings.get("eta", 1.0)
     eta = tuple(reversed(eta)) if isinstance(eta, list) else float(eta)  # theirs: index 0 is the last step
     skip = int(settings["skip"])
-    controls: list[Control] = []
-    if settings.get("control"):
-        blends, words = prompt_controls(settings)
-        controls = [*blends, words]
+    controls = optional_controls(settings)
 
     def run(skip: int) -> LatentRun:
         inversion = EditFriendlyInversion(skip=skip, eta=eta, sequential=True)

@@ -13,12 +13,11 @@ from methods.ddim import DDIMInversion
 from methods.null_text import NullText, NullTextInversion
 from tests.parity.case import Case
 from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
 
 
 def replay_null_text_inversion(case: Case, models: Path) -> dict[str, Any]:
     settings = case.settings
-    if settings.get("control"):
-        raise NotImplementedError("attention control")
     adam, scale = settings["optimizer"], float(settings["guidance_scale"])
     if adam["kind"] != "adam":
         raise NotImplementedError(f"optimizer {adam['kind']!r}")
@@ -38,11 +37,13 @@ def replay_null_text_inversion(case: Case, models: Path) -> dict[str, Any]:
         steps=int(settings["num_steps"]),
         guidance=ClassifierFree(target=scale, source=scale, inversion=1.0),
         inversion=inversion,
+        controls=optional_controls(settings),
     )
     module.edit_schedule = case_schedule(case)
     source = case.input("in.emb_source")
     target = case.input("in.emb_target") if case.has("in.emb_target") else source
     run = LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
+    with_prompts(run, case.prompts["source"], case.targets[:1] or [case.prompts["source"]])
     record = run.invert(case.input("in.z0"))
     run.denoise(record)
     assert record.latents is not None

@@ -17,11 +17,21 @@ from framework.module import EditModule
 from framework.step import COND, Stream
 from methods.control_rows import row_pairs
 from methods.local_blend import LocalBlend
+from methods.masactrl import Masks, MutualSelfAttention
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.sega import PureNoise
 from methods.token_alignment import refinement_mapper, replacement_mapper, word_positions, word_windows
 from tests.parity.case import Case
 from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+
+
+class FromNoise(PureNoise):
+    """Source and target row from one noise: the authors' generation, in which the source is an image of its own."""
+
+    has_source = True
+
+
+MUTUAL_VARIANTS: dict[str, Masks] = {"plain": "none", "mask": "given", "mask_auto": "auto"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,32 @@ def prompt_controls(settings: Mapping[str, Any]) -> tuple[list[LocalBlend], Prom
     ], edit
 
 
+def optional_controls(settings: Mapping[str, Any]) -> list[Control]:
+    """Build the controls of a case that may have none, of whatever kind."""
+    control = settings.get("control")
+    if not control:
+        return []
+    if control["kind"] == "masactrl":
+        return [mutual_control(control)]
+    blends, edit = prompt_controls(settings)
+    return [*blends, edit]
+
+
+def mutual_control(wanted: Mapping[str, Any], **masks: Tensor) -> MutualSelfAttention:
+    """Build MasaCtrl's control; given masks are handed over as tensors."""
+    return MutualSelfAttention(
+        start_step=wanted.get("start_step", 4),
+        start_layer=wanted.get("start_layer", 10),
+        step_list=wanted.get("step_idx"),
+        layer_list=wanted.get("layer_idx"),
+        masks=MUTUAL_VARIANTS[wanted.get("variant", "plain")],
+        source_words=wanted.get("ref_token_idx", [1]),
+        target_words=wanted.get("cur_token_idx", [1]),
+        threshold=wanted.get("thres", 0.1),
+        **masks,
+    )
+
+
 def with_prompts(run: LatentRun, source: str, targets: Sequence[str]) -> None:
     """Tell a run its prompts and their tokens."""
     count = len(targets)
@@ -98,7 +134,7 @@ def _edit(case: Case, models: Path) -> dict[str, Any]:
     module = EditModule(
         tiny_sd(models),
         steps=steps,
-        inversion=PureNoise(0, 0.0),
+        inversion=FromNoise(0, 0.0),
         guidance=ClassifierFree(target=scale, source=scale),
         controls=[*readers, *blends, edit],
     )
