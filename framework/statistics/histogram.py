@@ -93,6 +93,15 @@ class Histogram:
         distance: Tensor = (below - torch.special.ndtr(self.edges)).abs()
         return distance.amax(-1)
 
+    @property
+    def ks_bound(self) -> Tensor:
+        """Upper bound of the Kolmogorov-Smirnov distance from N(0, 1): the worst order of values within each bin."""
+        reached = self.counts.cumsum(-1).double() / self.n[..., None]
+        before = torch.cat([torch.zeros_like(reached[..., :1]), reached[..., :-1]], -1)
+        normal = torch.cat([torch.special.ndtr(self.edges), torch.ones(1, dtype=torch.float64)])
+        normal_before = torch.cat([torch.zeros(1, dtype=torch.float64), normal[:-1]])
+        return torch.maximum(reached - normal_before, normal - before).amax(-1)
+
 
 def normal_mass(edges: Tensor) -> Tensor:
     """Mass of N(0, 1) below, between and above the edges, [bins + 2]."""

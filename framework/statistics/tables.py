@@ -11,6 +11,7 @@ from torch import Tensor
 from framework.statistics.comoments import CoMoments
 from framework.statistics.histogram import Histogram
 from framework.statistics.moments import Moments
+from framework.statistics.normality import dagostino_k2
 
 
 def noise_table(
@@ -34,9 +35,11 @@ def noise_table(
         "skewness": pooled.skewness,
         "excess_kurtosis": pooled.excess_kurtosis,
         "jarque_bera": pooled.jarque_bera,
+        "dagostino_k2": dagostino_k2(pooled),
         "kl_gaussian": pooled.gaussian_kl,
         "kl_histogram": histogram.kl_to_normal,
         "ks_histogram": histogram.ks_to_normal,
+        "ks_histogram_bound": histogram.ks_bound,
         "smallest": pooled.low,
         "largest": pooled.high,
         "variance_mean_over_images": torch.where(spread.n > 0, spread.mean, torch.nan),
