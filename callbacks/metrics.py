@@ -60,6 +60,10 @@ class Metrics(EditCallback):
         checks.require(bool(names), "metrics=[] and reconstruction=False leave nothing to measure; give a metric.")
         checks.done()
 
+    def available(self) -> list[Metric]:
+        """Return the metrics that can be computed here; a run goes on without the others and its summary names them."""
+        return [metric for metric in self.metrics if metric.unavailable is None]
+
     def on_edit_end(
         self, trainer: Trainer | None, module: EditModule, batch: EditBatch, result: EditResult
     ) -> Sequence[Measurement]:
@@ -67,7 +71,7 @@ class Metrics(EditCallback):
         codec = Codec(module.backbone, result.source)
         edits = [[_item(result, index, draw, codec) for draw in range(result.draws)] for index in good]
         found: dict[int, dict[str, dict[str, list[Values]]]] = {index: {} for index in good}
-        for metric in self.metrics if good else ():
+        for metric in self.available() if good else ():
             flat = iter(metric.measure_batch([item for items in edits for item in items]))
             for index in good:
                 found[index].setdefault(EDIT, {})[metric.name] = [next(flat) for _ in range(result.draws)]
@@ -81,7 +85,7 @@ class Metrics(EditCallback):
         ]
 
     def on_run_end(self, run: FinishedRun) -> None:
-        figures = {m.name: {f.name: {"better": f.better, "unit": f.unit} for f in m.figures} for m in self.metrics}
+        figures = {m.name: {f.name: f.about() for f in m.figures} for m in self.available()}
         columns = [(metric, figure) for metric, group in figures.items() for figure in group]
         table: dict[str, dict[str, dict[str, Any]]] = {}
         kinds: dict[str, str] = {}
@@ -92,8 +96,10 @@ class Metrics(EditCallback):
                 counter.update(values.get(kind, ()))
             for row, groups in values.get("rows", {}).items():
                 table.setdefault(row, {})[sample.id] = groups
+        reasons = {metric.name: metric.unavailable for metric in self.metrics}
         summary: dict[str, Any] = {
             "figures": figures,
+            "unavailable": {name: reason for name, reason in reasons.items() if reason is not None},
             "rows": {row: _summaries(columns, list(samples.values())) for row, samples in table.items()},
             "edit_types": {
                 kind: _summaries(columns, [groups for id, groups in table.get(EDIT, {}).items() if kinds[id] == kind])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,11 +22,17 @@ class Figure:
         name: Key in what `Metric.measure` returns.
         better: Which direction is better.
         unit: "dB", "degrees", ...; empty for a share in [0, 1] or a plain number.
+        scale: What tables of the field multiply it by; rows hold it unscaled.
     """
 
     name: str
     better: Literal["higher", "lower"]
     unit: str = ""
+    scale: float = 1.0
+
+    def about(self) -> dict[str, Any]:
+        """Return direction, unit and scale as plain values."""
+        return {"better": self.better, "unit": self.unit, "scale": self.scale}
 
 
 class Codec:
@@ -120,6 +126,11 @@ class Metric(ABC):
     def name(self) -> str:
         """Prefix of the figures; two metrics of one run must not share it."""
         return type(self).__name__
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why it cannot be computed here (no weights, say), in words; None when it can. Cheap, and always the same."""
+        return None
 
     @abstractmethod
     def measure(self, item: MetricInput) -> Values:
