@@ -23,6 +23,7 @@ class Cell:
 
     Attributes:
         sample: The sample, from the manifest.
+        directory: Its folder.
         entry: The journal's line that counts.
         meta: Content of `meta.json`; empty where the sample failed or the file cannot be read.
         files: Names of the committed files that are there with the recorded size.
@@ -30,6 +31,7 @@ class Cell:
     """
 
     sample: LockedSample
+    directory: Path
     entry: SampleEntry
     meta: Mapping[str, Any]
     files: tuple[str, ...]
@@ -155,6 +157,9 @@ def read_manifest_hash(directory: Path) -> str:
 def _cell(sample: LockedSample, entry: SampleEntry, folder: Path) -> Cell:
     whole, problems = [], []
     for name, recorded in entry.files.items():
+        if not _is_name(name):
+            problems.append(f"{name!r} is no name of a file of the sample")
+            continue
         try:
             size = (folder / name).stat().st_size
         except OSError:
@@ -170,7 +175,7 @@ def _cell(sample: LockedSample, entry: SampleEntry, folder: Path) -> Cell:
             meta = json.loads((folder / META).read_bytes())
         except (OSError, ValueError):
             problems.append(f"{META} cannot be read")
-    return Cell(sample, entry, meta if isinstance(meta, dict) else {}, tuple(whole), tuple(problems))
+    return Cell(sample, folder, entry, meta if isinstance(meta, dict) else {}, tuple(whole), tuple(problems))
 
 
 def _manifest(path: Path, problems: list[str]) -> tuple[LockedSample, ...]:
@@ -180,12 +185,19 @@ def _manifest(path: Path, problems: list[str]) -> tuple[LockedSample, ...]:
             try:
                 sample = LockedSample(**line)
             except TypeError:
+                sample = None
+            if sample is None or not _is_name(sample.folder):
                 problems.append(f"a line of {path.name} does not describe a sample; it is passed over")
-                continue
-            samples.setdefault(sample.id, sample)
+            else:
+                samples.setdefault(sample.id, sample)
     except OSError as problem:
         problems.append(f"{path.name} cannot be read ({problem.strerror or problem})")
     return tuple(samples.values())
+
+
+def _is_name(name: Any) -> bool:
+    """Whether a record names a thing within its folder; records may come from anybody."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def _status(run: RunResults) -> Status:
