@@ -72,9 +72,9 @@ class Guidance(ABC):
         """Return controls of its own, installed beside the edit's while denoising (to read attention); default none."""
         return ()
 
-    def check(self, schedule_steps: int) -> list[str]:
-        """Return the problems of using this guidance with so many steps (a warm-up that never ends, ...)."""
-        del schedule_steps
+    def check(self, executed: int) -> list[str]:
+        """Return the problems of using this guidance in an edit of so many steps (a warm-up that never ends, ...)."""
+        del executed
         return []
 
     def found(self, state: State) -> Mapping[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from framework.context import Context
-from framework.guidance import State
+from framework.guidance import Guidance, State
 from framework.record import Record
 from framework.schedule import Form, Level, Schedule
 from framework.step import Conditions, Latents, Need, Predictions, Row, Stream
@@ -111,6 +111,21 @@ class Inversion(ABC):
         del schedule_steps
         return []
 
+    def executed(self, schedule_steps: int) -> int:
+        """Return how many of so many steps an edit runs (skip, strength); default all."""
+        return schedule_steps
+
+    def suits(self, guidance: Guidance) -> list[str]:
+        """Return the problems of denoising its records with this guidance, each with both names; default none."""
+        del guidance
+        return []
+
+    def unfit(self, record: Record) -> list[str]:
+        """Return why a record cannot be stepped with; default its having been made by another kind of inversion."""
+        if record.kind == self.kind:
+            return []
+        return [f"it was made by {record.kind}, but this edit steps with {self.kind}; invert again."]
+
     @abstractmethod
     def record(self, z0: Tensor, predict: RecordPredict, ctx: Context) -> Record:
         """Run the inversion and tell the hooks about its steps.
@@ -193,6 +208,18 @@ class InversionAround(Inversion):
     def check(self, schedule_steps: int) -> list[str]:
         """Return the base's problems."""
         return self.base.check(schedule_steps)
+
+    def executed(self, schedule_steps: int) -> int:
+        """Run as many steps as the base."""
+        return self.base.executed(schedule_steps)
+
+    def suits(self, guidance: Guidance) -> list[str]:
+        """Return the base's problems."""
+        return self.base.suits(guidance)
+
+    def unfit(self, record: Record) -> list[str]:
+        """Return the problems of this kind, and the base's where both have one kind of record."""
+        return super().unfit(record) or (self.base.unfit(record) if self.base.kind == self.kind else [])
 
     def record(self, z0: Tensor, predict: RecordPredict, ctx: Context) -> Record:
         """Record as the base does."""

@@ -42,6 +42,7 @@ def unmet_needs(
         names = ", ".join(type(callback).__name__ for callback in readers)
         problems.append(f"{network} has no attention sites, so there is nothing for {names} to read.")
     problems += inversion.suits(guidance)
+    problems += inversion.suits(guidance)
     parts: list[Inversion | Guidance | Control | EditCallback] = [inversion, guidance, *controls, *callbacks]
     for part in parts:
         for need in sorted(part.needs - have, key=lambda need: need.name):

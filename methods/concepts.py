@@ -118,33 +118,41 @@ def _described(item: object, default: Concept) -> Concept:
 
 
 def concept_prompts(
-    samples: Sequence[EditSample], concepts: Sequence[Concept], default: Concept
+    samples: Sequence[EditSample], concepts: Sequence[Concept], default: Concept, *, own: bool = True
 ) -> dict[Row, Sequence[str]]:
     """Return the prompts of the concepts' rows; an image with fewer concepts has the empty prompt in the others.
+
+    Args:
+        samples: One per image.
+        concepts, default: See `concepts_of`.
+        own: Whether a sample's own concepts count.
 
     Raises:
         SettingsError: A sample's own concepts cannot work; names the sample.
     """
-    own = []
+    found_of = []
     for sample in samples:
         try:
-            own.append(concepts_of(sample.extra, concepts, default))
+            found_of.append(concepts_of(sample.extra if own else {}, concepts, default))
         except SettingsError as error:
             raise SettingsError([f"sample {sample.id!r}: {problem}" for problem in error.problems]) from None
-    count = max((len(found) for found in own), default=0)
+    count = max((len(found) for found in found_of), default=0)
     return {
-        Row(Stream.TARGET, concept(k)): [found[k].text if k < len(found) else "" for found in own] for k in range(count)
+        Row(Stream.TARGET, concept(k)): [found[k].text if k < len(found) else "" for found in found_of]
+        for k in range(count)
     }
 
 
 def warmup_problems(concepts: Sequence[Concept], steps: int) -> list[str]:
     """Return which concepts would never act within so many executed steps."""
-    return [
-        f"concept {item.text!r} warms up for {item.warmup} steps, but only {steps} are executed, so that it would "
-        f"never act; give a warmup below {steps}."
-        for item in concepts
-        if item.warmup >= steps
-    ]
+    return [_never_acts(item.text, item.warmup, steps) for item in concepts if item.warmup >= steps]
+
+
+def _never_acts(text: str, warmup: int, steps: int) -> str:
+    return (
+        f"concept {text!r} warms up for {warmup} steps, but only {steps} are executed, so that it would never act; "
+        f"give a warmup below {steps}."
+    )
 
 
 def warn_of_empty(masks: Tensor) -> None:
@@ -169,6 +177,7 @@ class ConceptTable:
         warmup, cooldown: Executed steps.
         weight: 0 where not present.
         texts: Per image, the texts of its concepts.
+        warmups: Text and warm-up of every concept, on the host.
     """
 
     present: Tensor
@@ -178,11 +187,18 @@ class ConceptTable:
     cooldown: Tensor
     weight: Tensor
     texts: tuple[tuple[str, ...], ...] = field(default=())
+    warmups: frozenset[tuple[str, int]] = field(default=frozenset())
 
     @property
     def count(self) -> int:
         """K, most concepts of any image."""
         return self.present.shape[0]
+
+    def warn_of_late(self, executed: int) -> None:
+        """Warn of concepts that warm up for at least as many steps as are executed, and so never act."""
+        for text, warmup in sorted(self.warmups):
+            if warmup >= executed:
+                warnings.warn(_never_acts(text, warmup, executed), stacklevel=2)
 
     def directions(self, estimates: Tensor, uncond: Tensor) -> Tensor:
         """Return the signed and scaled directions, [K, B, C, H, W], of noise estimates of that shape."""
@@ -205,30 +221,28 @@ class ConceptTable:
         return n >= self.cooldown
 
 
-def table_of(ctx: Context, concepts: Sequence[Concept], default: Concept) -> ConceptTable:
-    """Bring the settings of all images' concepts to the device; warn of those that cannot become warm."""
+def table_of(ctx: Context, concepts: Sequence[Concept], default: Concept, *, own: bool = True) -> ConceptTable:
+    """Bring the settings of all images' concepts to the device."""
     images = len(ctx.texts.target)
-    extra = ctx.extra or [{}] * images
-    own = [concepts_of(fields_of, concepts, default) for fields_of in extra]
-    steps = ctx.schedule.num_steps
-    for problem in dict.fromkeys(problem for found in own for problem in warmup_problems(found, steps)):
-        warnings.warn(problem, stacklevel=2)
-    count = max((len(found) for found in own), default=0)
+    extra = ctx.extra if own and ctx.extra else [{}] * images
+    found_of = [concepts_of(fields_of, concepts, default) for fields_of in extra]
+    count = max((len(found) for found in found_of), default=0)
     absent = Concept(weight=0.0, scale=0.0, warmup=0)
-    grid = [[found[k] if k < len(found) else absent for found in own] for k in range(count)]
+    grid = [[found[k] if k < len(found) else absent for found in found_of] for k in range(count)]
     device, dtype = _place(ctx)
 
     def table(values: list[list[Any]], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).view(count, images).to(device)
 
     return ConceptTable(
-        present=table([[k < len(found) for found in own] for k in range(count)], torch.bool),
+        present=table([[k < len(found) for found in found_of] for k in range(count)], torch.bool),
         scale=table([[-c.scale if c.reverse else c.scale for c in row] for row in grid], dtype),
         threshold=table([[c.threshold for c in row] for row in grid], dtype),
         warmup=table([[c.warmup for c in row] for row in grid], torch.int32),
         cooldown=table([[NEVER if c.cooldown is None else c.cooldown for c in row] for row in grid], torch.int32),
         weight=table([[c.weight for c in row] for row in grid], dtype),
-        texts=tuple(tuple(c.text for c in found) for found in own),
+        texts=tuple(tuple(c.text for c in found) for found in found_of),
+        warmups=frozenset((c.text, c.warmup) for found in found_of for c in found),
     )
 
 

@@ -138,6 +138,10 @@ class DDIMInversion(Inversion):
             settings={"convention": self.convention, "skip": self.skip},
         )
 
+    def executed(self, schedule_steps: int) -> int:
+        """Leave the skipped steps out."""
+        return schedule_steps - self.skip
+
     def first(self, record: Record, schedule: Schedule) -> int:
         """Begin after the skipped steps."""
         del record, schedule

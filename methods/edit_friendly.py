@@ -88,6 +88,10 @@ class NoiseMapInversion(Inversion):
         noise = (z_next - mean) / std
         return noise, mean + std * noise
 
+    def executed(self, schedule_steps: int) -> int:
+        """Leave the skipped steps out."""
+        return schedule_steps - self.skip
+
     def first(self, record: Record, schedule: Schedule) -> int:
         """Begin after the skipped steps."""
         del record, schedule

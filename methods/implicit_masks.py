@@ -161,6 +161,7 @@ class ImplicitMaskGuidance(Guidance):
         user_mask: Confine all concepts to the sample's mask as well.
         map_scale: Side of the latent divided by the side of the attention maps.
         default: Settings of a sample's concepts where it does not name them.
+        own_concepts: Whether a sample's own concepts replace those given here; False ignores them.
     """
 
     concepts: Sequence[MaskedConcept] = ()
@@ -170,6 +171,7 @@ class ImplicitMaskGuidance(Guidance):
     user_mask: bool = False
     map_scale: int = 4
     default: MaskedConcept = _DEFAULT
+    own_concepts: bool = True
 
     def __post_init__(self) -> None:
         checks = Checks("guidance")
@@ -190,13 +192,13 @@ class ImplicitMaskGuidance(Guidance):
         """Return the reader of attention, where a mask needs it."""
         return () if self.mask == "noise" else (ConceptMaps(self.map_scale),)
 
-    def check(self, schedule_steps: int) -> list[str]:
+    def check(self, executed: int) -> list[str]:
         """Refuse concepts that would never become warm."""
-        return warmup_problems(self.concepts, schedule_steps)
+        return warmup_problems(self.concepts, executed)
 
     def prompts(self, samples: Sequence[EditSample]) -> Mapping[Row, Sequence[str]]:
         """Return one block of prompts per concept; images with fewer concepts have the empty prompt there."""
-        return concept_prompts(samples, self.concepts, self.default)
+        return concept_prompts(samples, self.concepts, self.default, own=self.own_concepts)
 
     def invert(self, z: Latents, network: StepNetwork, ctx: Context) -> Latents:
         """Predict with the empty prompt, or with the source prompt at its scale."""
@@ -211,7 +213,7 @@ class ImplicitMaskGuidance(Guidance):
 
     def begin(self, ctx: Context) -> MaskState:
         """Bring settings and token counts to the device; warn of user masks that cover nothing."""
-        concepts = table_of(ctx, self.concepts, self.default)
+        concepts = table_of(ctx, self.concepts, self.default, own=self.own_concepts)
         if self.user_mask and ctx.masks is not None:
             warn_of_empty(ctx.masks)
         if self.mask == "noise" or not concepts.count:
@@ -231,6 +233,8 @@ class ImplicitMaskGuidance(Guidance):
         del record
         now: MaskState = state
         first = i if now.first is None else now.first
+        if now.first is None:
+            now.concepts.warn_of_late(ctx.schedule.num_steps - i)
         count, scale = now.concepts.count, self._source_scale()
         others = [stream for stream in z.streams() if stream is not Stream.TARGET]
         rows = [row for stream in others for row in guided_rows(stream, scale)]

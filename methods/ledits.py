@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Unpack
 
 from framework.backbones.base import Backbone
-from framework.errors import Checks
 from framework.guidance import Guidance
 from framework.inversion import Inversion
 from framework.module import CommonSettings, EditModule
 from framework.reference import Reference
 from framework.schedule import EtaRule, ScheduleOptions
-from methods.concepts import Concept, warmup_problems
+from methods.concepts import Concept
 from methods.edit_friendly import EditFriendlyInversion
 from methods.sega import SemanticGuidance
 
@@ -104,10 +103,5 @@ class LEDITS(EditModule):
             schedule: Conventions of the schedule; the clean end is a[0], as in the authors' code.
             **common: See `CommonSettings`.
         """
-        if inversion is None:
-            inversion = EditFriendlyInversion(skip, eta, eta_rule, zero_last)
-            checks = Checks("LEDITS")
-            for problem in warmup_problems(getattr(guidance, "concepts", ()), max(1, steps - skip)):
-                checks.require(False, problem)
-            checks.done()
+        inversion = inversion or EditFriendlyInversion(skip, eta, eta_rule, zero_last)
         super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)

@@ -14,7 +14,6 @@ of the step's index whatever the number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Unpack
 
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor
 
 from framework.backbones.base import Backbone
-from framework.callback import EditCallback
 from framework.context import Context
 from framework.errors import Checks
 from framework.guidance import ClassifierFree, Guidance
@@ -125,6 +123,26 @@ class NullTextInversion(InversionAround):
                 f"{1 / max(1, schedule_steps - 1):.3g}."
             )
         return problems
+
+    def suits(self, guidance: Guidance) -> list[str]:
+        """Refuse a guidance of the source other than the one that embeddings are optimised for."""
+        scale = source_scale(guidance)
+        if scale is None or scale == self.guidance_scale:
+            return self.base.suits(guidance)
+        return [
+            f"{type(guidance).__name__} guides the source by {scale} and {type(self).__name__} optimises for "
+            f"guidance_scale={self.guidance_scale}; give both the same number."
+        ]
+
+    def unfit(self, record: Record) -> list[str]:
+        """Refuse embeddings that were optimised for another scale."""
+        made_for = record.settings.get("guidance_scale", self.guidance_scale)
+        if made_for == self.guidance_scale:
+            return super().unfit(record)
+        return [
+            f"its embeddings were optimised for guidance_scale={made_for} of the source, and this edit guides it by "
+            f"{self.guidance_scale}; use that scale, or invert again."
+        ]
 
     def record(self, z0: Tensor, predict: RecordPredict, ctx: Context) -> Record:
         """Invert, then find the embeddings."""
@@ -253,7 +271,7 @@ class NullText(EditModule):
         """
         inversion = inversion or NullTextInversion(
             DDIMInversion(convention, skip),
-            source_scale(guidance),
+            7.5 if (scale := source_scale(guidance)) is None else scale,
             inner_steps,
             learning_rate,
             tolerance=tolerance,
@@ -261,18 +279,8 @@ class NullText(EditModule):
         )
         super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)
 
-    def check(self, callbacks: Sequence[EditCallback] = ()) -> list[str]:
-        """Add a guidance of the source other than the one that embeddings are optimised for."""
-        problems = super().check(callbacks)
-        scale, inversion = source_scale(self.guidance), self.inversion
-        if isinstance(inversion, NullTextInversion) and scale != inversion.guidance_scale:
-            problems.append(
-                f"{type(self.guidance).__name__} guides the source by {scale} and NullTextInversion optimises for "
-                f"guidance_scale={inversion.guidance_scale}; give both the same number."
-            )
-        return problems
 
-
-def source_scale(guidance: Guidance) -> float:
-    """Return the scale at which a guidance walks the source back."""
-    return guidance.source if isinstance(guidance, ClassifierFree) else 7.5
+def source_scale(guidance: Guidance) -> float | None:
+    """Return the scale at which a guidance walks the source back, where it has one."""
+    scale = getattr(guidance, "source", None)
+    return float(scale) if isinstance(scale, (int, float)) else None

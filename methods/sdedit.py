@@ -65,6 +65,10 @@ class NoInversion(Inversion):
             ctx.schedule, type(self).__name__, z0, own=own, unused=tuple(range(self.skip)), settings=settings
         )
 
+    def executed(self, schedule_steps: int) -> int:
+        """Leave the skipped steps out."""
+        return schedule_steps - self.skip
+
     def first(self, record: Record, schedule: Schedule) -> int:
         """Begin after the skipped steps."""
         del record, schedule

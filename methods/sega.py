@@ -87,6 +87,7 @@ class SemanticGuidance(Guidance):
         pure: Whether the target prompt is left out ("pure SEGA"): never, always, or where it says the same as the
             source prompt ("caption").
         default: Settings of a sample's concepts where it does not name them.
+        own_concepts: Whether a sample's own concepts replace those given here; False ignores them.
         recorded: [executed steps, B or 1, C, H, W] semantic terms of an earlier run (`Step.found`), added on top.
     """
 
@@ -98,6 +99,7 @@ class SemanticGuidance(Guidance):
     momentum: float = 0.4
     pure: Pure = "never"
     default: Concept = _DEFAULT
+    own_concepts: bool = True
     recorded: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,13 +113,13 @@ class SemanticGuidance(Guidance):
         concepts_of({}, self.concepts, self.default, checks)
         checks.done()
 
-    def check(self, schedule_steps: int) -> list[str]:
+    def check(self, executed: int) -> list[str]:
         """Refuse concepts that would never become warm."""
-        return warmup_problems(self.concepts, schedule_steps)
+        return warmup_problems(self.concepts, executed)
 
     def prompts(self, samples: Sequence[EditSample]) -> Mapping[Row, Sequence[str]]:
         """Return one block of prompts per concept; images with fewer concepts have the empty prompt there."""
-        return concept_prompts(samples, self.concepts, self.default)
+        return concept_prompts(samples, self.concepts, self.default, own=self.own_concepts)
 
     def invert(self, z: Latents, network: StepNetwork, ctx: Context) -> Latents:
         """Predict with the source prompt alone; concepts act in the edit only."""
@@ -125,7 +127,7 @@ class SemanticGuidance(Guidance):
 
     def begin(self, ctx: Context) -> SemanticState:
         """Bring the settings of all concepts to the device, and decide where the target prompt is left out."""
-        concepts = table_of(ctx, self.concepts, self.default)
+        concepts = table_of(ctx, self.concepts, self.default, own=self.own_concepts)
         if self.pure != "caption":
             return SemanticState(concepts)
         pairs = zip(ctx.texts.source, ctx.texts.target, strict=True)
@@ -136,9 +138,11 @@ class SemanticGuidance(Guidance):
         self, z: Latents, i: int, network: StepNetwork, record: Record, state: State, ctx: Context
     ) -> tuple[Latents, SemanticState]:
         """Guide every stream by its prompt and the target also by its concepts."""
-        del record, ctx
+        del record
         now: SemanticState = state
         first = i if now.first is None else now.first
+        if now.first is None:
+            now.concepts.warn_of_late(ctx.schedule.num_steps - i)
         target = 0.0 if self.pure == "always" else self.target
         scales = {Stream.SOURCE: self.source, Stream.TARGET: target, Stream.LAYOUT: self.source}
         count = now.concepts.count
