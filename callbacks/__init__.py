@@ -5,11 +5,13 @@ from framework.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "attention_maps": ["AttentionMaps"],
         "images": ["Images"],
         "mask_overlap": ["MaskOverlap"],
         "metrics": ["Metrics"],
         "noise_correlation": ["NoiseCorrelation"],
         "noise_statistics": ["NoiseStatistics"],
+        "noise_structure": ["NoiseStructure"],
         "progress": ["Progress"],
         "throughput": ["Throughput"],
         "trajectory": ["Trajectory"],

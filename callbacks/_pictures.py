@@ -69,3 +69,31 @@ def shrunk(pictures: Iterable[Tensor], side: int | None) -> list[Tensor]:
             picture = F.interpolate(picture[None].float(), size=size, mode="area")[0]
         reduced.append(picture)
     return reduced
+
+
+def heat_over(picture: Tensor, weights: Tensor, side: int) -> Tensor:
+    """Colour a greyed picture [3, H, W] in [0, 1] by a map [rows, columns], scaled to its largest value.
+
+    Returns:
+        [3, H', W'] in [0, 1], whose shorter side is `side`.
+    """
+    from matplotlib import colormaps
+
+    scale = side / min(picture.shape[1:])
+    size = [round(length * scale) for length in picture.shape[1:]]
+    grey = F.interpolate(picture[None].float().mean(1, keepdim=True), size=size, mode="nearest")[0]
+    strength = F.interpolate(weights[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+    strength = (strength / strength.amax().clamp(min=1e-12)).clamp(0, 1)
+    colours = torch.from_numpy(colormaps["inferno"](strength.numpy())[..., :3]).permute(2, 0, 1).float()
+    return 0.4 * grey + 0.6 * colours
+
+
+def labelled(tile: Tensor, text: str, height: int = 14) -> Tensor:
+    """Write a line of text above a picture [3, H, W] in [0, 1]."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    line = Image.new("RGB", (tile.shape[2], height), "white")
+    ImageDraw.Draw(line).text((1, 0), text, fill="black", font=ImageFont.load_default(size=11))
+    written = torch.from_numpy(np.asarray(line).copy()).permute(2, 0, 1).float() / 255
+    return torch.cat([written, tile.cpu()], 1)
