@@ -141,7 +141,10 @@ class BoundNetwork:
         controls only read.
         """
         handle = self.handle if controlled else None
-        wanted, alias = rows, self._aliases(rows, handle is not None)
+        wanted = rows
+        if handle is not None:
+            rows = [*rows, *(row for row in handle.companions(rows, self.i) if row.stream in z.streams())]
+        alias = self._aliases(rows, handle is not None)
         rows = list(dict.fromkeys(alias.values()))
         blocks = [z[row.stream] for row in rows]
         images = min(block.shape[0] for block in blocks)

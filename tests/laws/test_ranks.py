@@ -36,7 +36,11 @@ def _experiment(folder: Path, count: int) -> Path:
     methods = {
         method.__name__: {
             "_target_": f"{method.__module__}.{method.__name__}",
-            **{key: value for key, value in FEW_STEPS[method.__name__].items() if value == [] or isinstance(value, (int, float, str))},
+            **{
+                key: value
+                for key, value in FEW_STEPS[method.__name__].items()
+                if value == [] or isinstance(value, (int, float, str))
+            },
         }
         for method in METHODS
     }
