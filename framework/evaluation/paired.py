@@ -1,11 +1,15 @@
-"""Comparisons of two lists of values that belong to the same images."""
+"""Intervals and comparisons of values that belong to images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+RESAMPLES = 2000
 
 
 class Paired(NamedTuple):
@@ -23,8 +27,33 @@ class Paired(NamedTuple):
     n: int
 
 
+def bootstrap_interval(values: Tensor, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean over images, by resampling images.
+
+    Args:
+        values: One finite value per image, in a fixed order.
+        resamples: Bootstrap samples.
+        seed: Of the resampling; equal values give equal intervals.
+
+    Returns:
+        Lower and upper end; NaN without images.
+    """
+    n = len(values)
+    if n == 0:
+        return float("nan"), float("nan")
+    means = values[_resampling(n, resamples, seed)].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+@lru_cache(maxsize=4)
+def _resampling(n: int, resamples: int, seed: int) -> Tensor:
+    """Indices [resamples, n] of the images of every bootstrap sample."""
+    return torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+
+
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], *, resamples: int = 2000, seed: int = 0
+    first: Sequence[float], second: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Paired:
     """Compare values image by image; a pair with a value that is not finite is left out.
 
@@ -35,10 +64,7 @@ def paired_difference(
     """
     a, b = (torch.tensor(list(values), dtype=torch.float64) for values in (first, second))
     difference = (a - b)[torch.isfinite(a) & torch.isfinite(b)]
-    n = len(difference)
-    if n == 0:
+    if len(difference) == 0:
         return Paired(float("nan"), float("nan"), float("nan"), 0)
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([difference[torch.randint(n, (n,), generator=generator)].mean() for _ in range(resamples)])
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Paired(float(difference.mean()), low, high, n)
+    low, high = bootstrap_interval(difference, resamples=resamples, seed=seed)
+    return Paired(float(difference.mean()), low, high, len(difference))
