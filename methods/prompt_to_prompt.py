@@ -34,7 +34,7 @@ from methods.token_alignment import (
     Window,
     WordRule,
     positions_of,
-    refinement_mapper,
+    refinement_matrix,
     replacement_mapper,
     token_table,
     window_bounds,
@@ -215,11 +215,7 @@ class PromptToPrompt(Control):
         if self.edit == "replace":
             mapper = replacement_mapper(source, target, ctx.tokens, length, rule=self.word_rule, fix_tail=self.fix_tail)
             return mapper, torch.zeros(length, dtype=torch.float64)
-        position, aligned = refinement_mapper(source, target, ctx.tokens, length)
-        kept = torch.tensor(aligned, dtype=torch.float64)
-        mapper = torch.zeros(length, length, dtype=torch.float64)
-        mapper[position, torch.arange(length)] = kept
-        return mapper, 1 - kept
+        return refinement_matrix(source, target, ctx.tokens, length)
 
     def sites(self, sites: Sequence[Site]) -> Collection[Site]:
         """Act at all cross-attention, and at self-attention where it is small enough."""

@@ -190,6 +190,15 @@ def refinement_mapper(source: str, target: str, tokens: Tokens, length: int) -> 
     return mapper, [int(position >= 0) for position in aligned] + [1] * (length - len(y))
 
 
+def refinement_matrix(source: str, target: str, tokens: Tokens, length: int) -> tuple[Tensor, Tensor]:
+    """Write `refinement_mapper` as a mapper [L, L], and the share [L] of the target's own map; float64."""
+    position, aligned = refinement_mapper(source, target, tokens, length)
+    kept = torch.tensor(aligned, dtype=torch.float64)
+    mapper = torch.zeros(length, length, dtype=torch.float64)
+    mapper[position, torch.arange(length)] = kept
+    return mapper, 1 - kept
+
+
 def _framed(ids: Sequence[int], length: int) -> list[int]:
     """Put start and end token, of which only the identity matters, around what the encoder sees."""
     return [-1, *ids[: length - 2], -2]
