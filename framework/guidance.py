@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from framework.context import Context
+from framework.context import Context, Prompt
 from framework.control import Control
 from framework.data.sample import EditSample
 from framework.errors import Checks
@@ -25,7 +25,15 @@ class StepNetwork(Protocol):
     """The network, bound to one step: its time, conditions and active controls."""
 
     def __call__(
-        self, z: Latents, rows: Sequence[Row], *, level: Level | None = None, controlled: bool = True
+        self,
+        z: Latents,
+        rows: Sequence[Row],
+        *,
+        level: Level | None = None,
+        controlled: bool = True,
+        stage: int = 0,
+        scales: Mapping[Stream, float] | None = None,
+        moved: Mapping[Row, Tensor] | None = None,
     ) -> Predictions:
         """Predict blocks of rows in one call.
 
@@ -34,6 +42,9 @@ class StepNetwork(Protocol):
             rows: Blocks to evaluate, in this order.
             level: What the network is told instead of this step's own level.
             controlled: False runs the network without controls (gradient passes).
+            stage: Position of this call among those of its step; see `Rows.stage`.
+            scales: Guidance scale that each stream's rows are told, by networks that are told one; others ignore it.
+            moved: Latents of single blocks, where they are not their stream's.
 
         Returns:
             Prediction of every block, [B, ...] each, in the schedule's form and the latents' dtype.
@@ -63,8 +74,15 @@ class Guidance(ABC):
             Predictions with the source stream.
         """
 
-    def prompts(self, samples: Sequence[EditSample]) -> Mapping[Row, Sequence[str]]:
-        """Return the prompts of further blocks of rows (edit concepts), one per sample; default none."""
+    def prompts(self, samples: Sequence[EditSample]) -> Mapping[Row, Sequence[Prompt]]:
+        """Return prompts of further blocks of rows (edit concepts), or in place of the samples' own; default none.
+
+        Args:
+            samples: One per row.
+
+        Returns:
+            Row -> one prompt per sample.
+        """
         del samples
         return {}
 
@@ -193,3 +211,68 @@ def guided(predictions: Predictions, stream: Stream, scale: float) -> Tensor:
     if scale == 0:
         return uncond
     return uncond + scale * (predictions[Row(stream, COND)] - uncond)
+
+
+@dataclass(frozen=True)
+class EmbeddedGuidance(Guidance):
+    """Guidance of a distilled network that is told the scale (FLUX.1-dev): one row per stream, no unconditional one.
+
+    Attributes:
+        target: Scale that the edit's rows are told, at least 0.
+        source: Scale that the source row is told while denoising, at least 0.
+        inversion: Scale while inverting; None takes `source`.
+        invert_with: Prompt while inverting; "empty" for methods that keep the source's words out of its noise.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GUIDANCE_EMBEDDING})
+
+    target: float = 3.5
+    source: float = 1.0
+    inversion: float | None = None
+    invert_with: Literal["source", "empty"] = "source"
+
+    def __post_init__(self) -> None:
+        checks = Checks("guidance")
+        hint = "FLUX uses 1 to invert and 2 to 6 to edit"
+        checks.between("target", self.target, 0, float("inf"), hint)
+        checks.between("source", self.source, 0, float("inf"), hint)
+        if self.inversion is not None:
+            checks.between("inversion", self.inversion, 0, float("inf"), hint)
+        checks.one_of("invert_with", self.invert_with, ("source", "empty"))
+        checks.done()
+
+    def invert(self, z: Latents, network: StepNetwork, ctx: Context) -> Latents:
+        """Predict for the source, told the scale of the inversion."""
+        del ctx
+        scale = self.source if self.inversion is None else self.inversion
+        row = Row(Stream.SOURCE, COND if self.invert_with == "source" else UNCOND)
+        return Latents(source=network(z, [row], scales={Stream.SOURCE: scale})[row])
+
+    def predict(
+        self, z: Latents, i: int, network: StepNetwork, record: Record, state: State, ctx: Context
+    ) -> tuple[Latents, State]:
+        """Predict for every stream under its own prompt, all rows in one call."""
+        del i, record, ctx
+        rows = {stream: Row(stream, COND) for stream in z.streams()}
+        scales = {Stream.SOURCE: self.source, Stream.TARGET: self.target, Stream.LAYOUT: self.source}
+        predictions = network(z, list(rows.values()), scales=scales)
+        return latents({stream: predictions[row] for stream, row in rows.items()}), state
+
+
+GuidedBy = Literal["rows", "embedding", "nothing"]
+"""How guidance reaches a network: unconditional rows beside the conditional ones, a scale it is told, or not at all."""
+
+
+def usual_guidance(
+    guided_by: GuidedBy, *, target: float, source: float = 1.0, inversion: float | None = None
+) -> ClassifierFree | EmbeddedGuidance:
+    """Build the guidance of a method at its usual scales for a network that takes guidance in one way or another.
+
+    A network that is guided by nothing (FLUX.1-schnell) is evaluated under the prompts alone, whatever the scales; an
+    `inversion` scale of 0 means the empty prompt where rows are guided, and the scale 0 where it is told.
+    """
+    if guided_by == "embedding":
+        return EmbeddedGuidance(target, source, inversion)
+    if guided_by == "nothing":
+        return ClassifierFree(1.0, 1.0, 1.0)
+    return ClassifierFree(target, source, inversion)

@@ -167,7 +167,7 @@ class EditModule(LightningModule):
         self._refuse_inference_mode()
         self.backbone.load()
         z0, ctx = self.prepare(batch, Hooks(self, (), None))
-        return self.record_latents(z0, ctx, Network(self.backbone, self.edit_schedule, self.max_rows))
+        return self.record_latents(z0, ctx, Network(self.backbone, ctx.schedule, self.max_rows))
 
     @torch.no_grad()
     def edit(
@@ -190,10 +190,10 @@ class EditModule(LightningModule):
         started = time.perf_counter()
         self.backbone.load()
         hooks.edit_start(batch)
-        network = Network(self.backbone, self.edit_schedule, self.max_rows, self.evaluations)
         watch = FiniteWatch()
         if record is None:
             z0, ctx = self.prepare(batch, hooks)
+            network = Network(self.backbone, ctx.schedule, self.max_rows, self.evaluations)
             watch.look("the encoded image", z0)
             record = self.record_latents(z0, ctx, network)
             watch.series("the inversion's latent", record.latents)
@@ -201,6 +201,7 @@ class EditModule(LightningModule):
         else:
             record = self._fitting(record, batch)
             ctx = self._context(batch, record.z0, hooks)
+            network = Network(self.backbone, ctx.schedule, self.max_rows, self.evaluations)
         inverted = network.evaluations.copy()
         watch.watch_growth(record.z0)
         final = self.denoise_latents(record, ctx, network, hooks, watch)
@@ -223,7 +224,7 @@ class EditModule(LightningModule):
         self, record: Record, ctx: Context, network: Network, hooks: Hooks, watch: FiniteWatch
     ) -> Latents:
         """Denoise from a record to final latents."""
-        schedule, inversion = self.edit_schedule, self.inversion
+        schedule, inversion = ctx.schedule, self.inversion
         first = inversion.first(record, schedule)
         z = inversion.start(record, ctx)
         solver, guide = inversion.begin(record, ctx), self.guidance.begin(ctx)
@@ -278,7 +279,7 @@ class EditModule(LightningModule):
             lambda prompts: self._prompts.condition(prompts, z0.device),
             backbone=self.backbone,
             guidance=self.guidance,
-            schedule=self.edit_schedule,
+            schedule=self.edit_schedule.for_size(z0.shape[-2:]),
             streams=self.streams,
             draw=seeded_draw(self.seed, ids, z0.shape[1:], z0.device, z0.dtype),
             masks=masks,
@@ -294,9 +295,10 @@ class EditModule(LightningModule):
             record.z0.shape[0] == images,
             f"it holds {record.z0.shape[0]} images for {images}; stack or select records to match the batch.",
         )
+        wanted = self.inversion.recorded(self.steps)
         checks.require(
-            len(record.t) == len(self.edit_schedule.t),
-            f"it has {len(record.t) - 1} steps and this edit has {self.steps}; use the inversion's number of steps.",
+            len(record.t) - 1 == wanted,
+            f"it has {len(record.t) - 1} steps and this edit looks for {wanted}; use the inversion's number of steps.",
         )
         checks.done()
         return record.to(self.backbone.device, self.backbone.latent_dtype)

@@ -32,6 +32,8 @@ def unmet_needs(
     have = {*inversion.provides(), Need.GRAD}
     if inversion.has_source:
         have.add(Need.SOURCE)
+    if backbone.guided_by == "embedding":
+        have.add(Need.GUIDANCE_EMBEDDING)
     if backbone.sites():
         have.add(Need.ATTENTION)
     elif asking := [control for control in controls if asks_for_places(control)]:
@@ -42,11 +44,10 @@ def unmet_needs(
         names = ", ".join(type(callback).__name__ for callback in readers)
         problems.append(f"{network} has no attention sites, so there is nothing for {names} to read.")
     problems += inversion.suits(guidance)
-    problems += inversion.suits(guidance)
     parts: list[Inversion | Guidance | Control | EditCallback] = [inversion, guidance, *controls, *callbacks]
     for part in parts:
         for need in sorted(part.needs - have, key=lambda need: need.name):
-            giver = network if need is Need.ATTENTION else f"{source} of {method}"
+            giver = network if need in (Need.ATTENTION, Need.GUIDANCE_EMBEDDING) else f"{source} of {method}"
             problems.append(
                 f"{type(part).__name__} needs {need.value}, which {giver} does not provide; use another one, or leave "
                 f"{type(part).__name__} out."

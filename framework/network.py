@@ -132,7 +132,15 @@ class BoundNetwork:
         self.handle = handle
 
     def __call__(
-        self, z: Latents, rows: Sequence[Row], *, level: Level | None = None, controlled: bool = True
+        self,
+        z: Latents,
+        rows: Sequence[Row],
+        *,
+        level: Level | None = None,
+        controlled: bool = True,
+        stage: int = 0,
+        scales: Mapping[Stream, float] | None = None,
+        moved: Mapping[Row, Tensor] | None = None,
     ) -> Predictions:
         """Predict blocks of rows; see `StepNetwork`.
 
@@ -144,19 +152,19 @@ class BoundNetwork:
         wanted = rows
         if handle is not None:
             rows = [*rows, *(row for row in handle.companions(rows, self.i) if row.stream in z.streams())]
-        alias = self._aliases(rows, handle is not None)
+        moved = moved or {}
+        alias = {**self._aliases(rows, handle is not None), **{row: row for row in rows if row in moved}}
         rows = list(dict.fromkeys(alias.values()))
-        blocks = [z[row.stream] for row in rows]
+        blocks = [moved[row] if row in moved else z[row.stream] for row in rows]
         images = min(block.shape[0] for block in blocks)
         limit = self.network.max_rows
         per_call = images if limit is None or not isinstance(self.level, Level) else max(1, limit // len(rows))
         parts: list[Mapping[Row, Tensor]] = []
         for start in range(0, images, per_call):
             part = slice(start, start + per_call) if per_call < images else slice(None)
-            conditions = [self._condition(row).map(partial(_take, part=part)) for row in rows]
-            parts.append(
-                self._call([block[part] for block in blocks], rows, conditions, level or self.level, handle, start)
-            )
+            conditions = [self._condition(row, scales).map(partial(_take, part=part)) for row in rows]
+            names = Rows(tuple(rows), tuple(block[part].shape[0] for block in blocks), start, stage)
+            parts.append(self._call([block[part] for block in blocks], names, conditions, level or self.level, handle))
         whole = parts[0] if len(parts) == 1 else {row: torch.cat([part[row] for part in parts]) for row in rows}
         return {row: whole[alias[row]] for row in wanted}
 
@@ -175,8 +183,10 @@ class BoundNetwork:
         assert self.handle is not None
         return self.handle.states[self.handle.controls.index(control)]
 
-    def _condition(self, row: Row) -> Condition:
+    def _condition(self, row: Row, scales: Mapping[Stream, float] | None) -> Condition:
         condition = self.conditions[row]
+        if scales is not None and self.network.backbone.guided_by == "embedding":
+            condition = condition.told(scales[row.stream])
         if isinstance(self.level, Level):
             return condition
         return condition.repeat(len(self.level))
@@ -184,17 +194,15 @@ class BoundNetwork:
     def _call(
         self,
         blocks: Sequence[Tensor],
-        rows: Sequence[Row],
+        rows: Rows,
         conditions: Sequence[Condition],
         level: Level | Sequence[Level],
         handle: ControlHandle | None,
-        first_image: int,
     ) -> dict[Row, Tensor]:
-        counts = tuple(block.shape[0] for block in blocks)
         z = torch.cat(list(blocks)) if len(blocks) > 1 else blocks[0]
         t, alpha, sigma = self._levels(z, level, len(blocks))
         if handle is not None:
-            handle.enter(Rows(tuple(rows), counts, first_image), self.i)
+            handle.enter(rows, self.i)
         try:
             controlled = handle is not None and any(handle.active)
             output = self.network.evaluate(z, t, Condition.cat(conditions), divisible=not controlled)
@@ -202,7 +210,7 @@ class BoundNetwork:
             if handle is not None:
                 handle.leave()
         predictions = self.network.backbone.to_form(output, z, alpha, sigma)
-        return dict(zip(rows, torch.split(predictions, list(counts)), strict=True))
+        return dict(zip(rows.blocks, torch.split(predictions, list(rows.counts)), strict=True))
 
     @staticmethod
     def _levels(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,19 +15,28 @@ from framework.guidance import Guidance, State, StepNetwork
 from framework.network import Network
 from framework.record import Record
 from framework.schedule import Level
-from framework.step import Conditions, Latents, Predictions, Row
+from framework.step import Conditions, Latents, Predictions, Row, Stream
 
 
 class _Told:
-    """A step's network that is told another level than the step's own."""
+    """A step's network that is told another level than the step's own, or is called once more in the same step."""
 
-    def __init__(self, network: StepNetwork, level: Level) -> None:
-        self._network, self._level = network, level
+    def __init__(self, network: StepNetwork, level: Level | None, stage: int = 0) -> None:
+        self._network, self._level, self._stage = network, level, stage
 
     def __call__(
-        self, z: Latents, rows: Sequence[Row], *, level: Level | None = None, controlled: bool = True
+        self,
+        z: Latents,
+        rows: Sequence[Row],
+        *,
+        level: Level | None = None,
+        controlled: bool = True,
+        stage: int = 0,
+        scales: Mapping[Stream, float] | None = None,
+        moved: Mapping[Row, Tensor] | None = None,
     ) -> Predictions:
-        return self._network(z, rows, level=level or self._level, controlled=controlled)
+        level, stage = level or self._level, stage or self._stage
+        return self._network(z, rows, level=level, controlled=controlled, stage=stage, scales=scales, moved=moved)
 
     def state_of(self, control: Control) -> Any:
         return self._network.state_of(control)

@@ -31,5 +31,9 @@ def truncation_notes(sample: EditSample, backbone: Backbone) -> tuple[str, ...]:
     if not backbone.takes_text:
         return (f"{type(backbone).__name__} takes no text: the prompts have no effect",)
     prompts = {"source": sample.source, "target": sample.target, "negative": sample.negative}
-    tails = {name: backbone.truncated(prompt) for name, prompt in prompts.items() if prompt}
-    return tuple(f"{name} prompt: the text encoder does not see {tail!r}" for name, tail in tails.items() if tail)
+    return tuple(
+        f"{name} prompt: {encoder} does not see {tail!r}"
+        for name, prompt in prompts.items()
+        if prompt
+        for encoder, tail in backbone.cuts(prompt).items()
+    )

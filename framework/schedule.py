@@ -6,8 +6,8 @@ alpha = 1 - sigma. Levels run from noisy (index 0) to clean (index T), the order
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from framework.errors import Checks, SettingsError
+from framework.scheduler_tables import flow_sigmas, listed_timesteps, training_table
 
 Form = Literal["epsilon", "velocity"]
 """What the engine's predictions are on a schedule: noise on diffusion, velocity (towards noise) on flow."""
@@ -42,13 +43,17 @@ class ScheduleOptions:
 
     Attributes:
         spacing: How timesteps are spread over training time; None takes the checkpoint's. "consistency" visits levels
-            that consistency distillation trained, evenly spread over its `original_steps`.
+            that consistency distillation trained, evenly spread over its `original_steps`. Flow schedules know
+            "linspace" (SD3: over the training table, so that the last step does almost nothing) and "trailing"
+            (FLUX: 1, 1 - 1/T, ..., 1/T), before the shift.
         original_steps: Steps of the solver that a consistency model was distilled from; "consistency" only.
         timesteps: The timesteps themselves, noisiest first, one per step; replaces the spacing.
         steps_offset: Added to every "leading" timestep; None takes the checkpoint's.
         final_alpha: Signal of the last level: "first" is a[0] (editing code), "second" is a[1] (course snippet), "one"
             is noise-free, "checkpoint" what the checkpoint's `set_alpha_to_one` says.
-        shift: Shift of a flow schedule; None takes the checkpoint's.
+        shift: Shift s of a flow schedule, sigma -> s sigma / (1 + (s - 1) sigma); None takes the checkpoint's.
+        dynamic_shift: Whether a flow's shift follows the number of image tokens (FLUX); None takes the checkpoint's,
+            and a `shift` that is given is fixed.
     """
 
     spacing: Spacing | None = None
@@ -57,6 +62,7 @@ class ScheduleOptions:
     shift: float | None = None
     original_steps: int = 50
     timesteps: Sequence[int] | None = None
+    dynamic_shift: bool | None = None
 
     def __post_init__(self) -> None:
         checks = Checks("schedule")
@@ -73,6 +79,9 @@ class ScheduleOptions:
             checks.between("steps_offset", self.steps_offset, 0, 1000)
         if self.shift is not None:
             checks.require(self.shift > 0, f"shift={self.shift} is not allowed; give a number above 0 (SD3 uses 3).")
+            checks.require(
+                not self.dynamic_shift, "shift and dynamic_shift contradict each other; give the one that is meant."
+            )
         checks.done()
 
 
@@ -87,6 +96,7 @@ class Schedule:
         alphas_cumprod: [training steps] float64 table of a diffusion model, for conventions that leave the grid; None
             on flow.
         stride: Training steps between two levels of a "leading" grid; 0 where the grid is not even.
+        by_size: Rebuilds a schedule that depends on the latent's rows and columns; None where it does not.
     """
 
     t: Tensor
@@ -95,6 +105,7 @@ class Schedule:
     form: Form
     alphas_cumprod: Tensor | None = None
     stride: int = 0
+    by_size: Callable[[Sequence[int]], Schedule] | None = field(default=None, repr=False, compare=False)
     levels: tuple[Level, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +116,21 @@ class Schedule:
     def num_steps(self) -> int:
         """T, the number of intervals between levels."""
         return len(self.levels) - 1
+
+    def for_size(self, size: Sequence[int]) -> Schedule:
+        """Return the schedule for latents of these rows and columns: this one, unless its shift follows the size."""
+        return self if self.by_size is None else self.by_size(size)
+
+    def at_sigma(self, sigma: float) -> Level:
+        """Return the level of any sigma of a flow, on or off the grid, sigma in [0, 1].
+
+        Raises:
+            SettingsError: The schedule is one of diffusion.
+        """
+        if self.form != "velocity":
+            raise SettingsError([f"sigma {sigma} was asked of a diffusion schedule, whose times are a table."])
+        first = self.levels[0]
+        return Level(sigma * first.t / first.sigma, 1 - sigma, sigma)
 
     def at_timestep(self, t: int) -> Level:
         """Return the level of a training timestep, on or off the grid.
@@ -180,7 +206,7 @@ class Schedule:
         table = training_table(config)
         stride = train_steps // num_steps
         if spacing == "consistency" or options.timesteps is not None:
-            steps = _listed_timesteps(options, num_steps, train_steps)
+            steps = listed_timesteps(options.timesteps, options.original_steps, num_steps, train_steps)
             # Whatever the spacing, what follows the last of these levels is the clean latent.
             return cls.from_alphas_cumprod(table, steps, final_alpha=final, stride=train_steps)
         if spacing == "leading":
@@ -196,6 +222,41 @@ class Schedule:
         """Build a rectified-flow schedule, z = (1 - sigma) z0 + sigma eps, from T + 1 levels, noisiest first."""
         sigma = torch.as_tensor(sigmas, dtype=torch.float64)
         return cls(sigma * train_steps, 1 - sigma, sigma, "velocity")
+
+    @classmethod
+    def from_flow_scheduler(
+        cls,
+        config: Mapping[str, Any],
+        num_steps: int,
+        options: ScheduleOptions | None = None,
+        *,
+        spacing: Spacing,
+        image_tokens: int,
+        by_size: Callable[[Sequence[int]], Schedule] | None = None,
+    ) -> Schedule:
+        """Build a rectified-flow schedule from the config of a diffusers scheduler; arguments as in `from_scheduler`.
+
+        Args:
+            config, num_steps, options: See `from_scheduler`.
+            spacing: That of the checkpoint's pipeline, since its config does not say: "linspace" or "trailing".
+            image_tokens: Positions of the picture, which a dynamic shift depends on.
+            by_size: Builds it again for another size; kept where the shift is dynamic.
+        """
+        options = options or ScheduleOptions()
+        spacing = options.spacing or spacing
+        train_steps = int(config.get("num_train_timesteps", 1000))
+        checks = Checks("schedule")
+        checks.between("steps", num_steps, 1, train_steps, "the training steps of the checkpoint")
+        checks.one_of("spacing", spacing, ("linspace", "trailing"), "the model is a flow")
+        checks.done()
+        changed = dict(config)
+        if options.dynamic_shift is not None or options.shift is not None:
+            changed["use_dynamic_shifting"] = bool(options.dynamic_shift)
+        if options.shift is not None:
+            changed["shift"] = options.shift
+        sigmas = flow_sigmas(changed, num_steps, even=spacing == "trailing", image_tokens=image_tokens)
+        schedule = cls.from_sigmas(sigmas, train_steps=train_steps)
+        return replace(schedule, by_size=by_size) if changed.get("use_dynamic_shifting") else schedule
 
     def add_noise(self, z0: Tensor, noise: Tensor, i: int) -> Tensor:
         """Return alpha z0 + sigma noise at level i; shapes broadcast."""
@@ -216,46 +277,6 @@ class Schedule:
         alpha = self.alpha[:-1].to(z0.device, z0.dtype).view(shape)
         sigma = self.sigma[:-1].to(z0.device, z0.dtype).view(shape)
         return alpha * z0 + sigma * noise
-
-
-def training_table(config: Mapping[str, Any]) -> Tensor:
-    """Return the cumulative alphas that a diffusers scheduler with this config holds, [training steps] float32.
-
-    Computed by the library's own scheduler, so that the table has its very bits.
-    """
-    from diffusers import DDIMScheduler
-
-    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
-    scheduler: Any = DDIMScheduler(**{key: config[key] for key in keys if key in config})
-    table: Tensor = scheduler.alphas_cumprod
-    return table
-
-
-def _listed_timesteps(options: ScheduleOptions, num_steps: int, train_steps: int) -> list[int]:
-    """Return explicit timesteps, or those of a consistency model: every k-th trained level from the noisiest down.
-
-    Source: diffusers' LCMScheduler of 2024, which spreads the steps by floor(k * original_steps / steps). Earlier
-    versions took a stride of original_steps // steps; give `timesteps` for theirs.
-    """
-    checks = Checks("schedule")
-    if options.timesteps is not None:
-        listed = list(options.timesteps)
-        checks.require(
-            len(listed) == num_steps, f"{len(listed)} timesteps are given for steps={num_steps}; give as many as steps."
-        )
-        highest = listed[0] if listed else 0
-        checks.require(highest < train_steps, f"timesteps={listed} leave the training's {train_steps} steps.")
-    else:
-        original = options.original_steps
-        checks.require(
-            num_steps <= original,
-            f"steps={num_steps} is more than the {original} levels that spacing='consistency' can visit; give at most "
-            f"{original} steps, raise original_steps, or take another spacing.",
-        )
-        trained = [k * (train_steps // original) - 1 for k in range(original, 0, -1)]
-        listed = [trained[k * original // num_steps] for k in range(num_steps)] if num_steps <= original else []
-    checks.done()
-    return listed
 
 
 def _level(t: float, abar: float) -> Level:

@@ -25,6 +25,7 @@ class Need(Enum):
     PREDICTIONS = "predictions kept by the inversion"
     ATTENTION = "attention probabilities"
     GRAD = "gradients through the network"
+    GUIDANCE_EMBEDDING = "a network that is told its guidance scale"
 
 
 class Stream(Enum):
@@ -61,6 +62,20 @@ class Token(NamedTuple):
     end: int
 
 
+class Segment(NamedTuple):
+    """The part of a network's text positions that one tokenizer fills.
+
+    Attributes:
+        start: First position.
+        length: Positions, padding included.
+        ids: Numbers of a prompt's tokens in it, start and end tokens included, padding left out; at most `length`.
+    """
+
+    start: int
+    length: int
+    ids: tuple[int, ...]
+
+
 class Row(NamedTuple):
     """Name of a block of batch rows: one stream under one prompt, one row per image."""
 
@@ -76,11 +91,13 @@ class Rows:
         blocks: Names of the blocks in the order of the batch.
         counts: Rows in each block.
         first_image: Index within the batch of the image of each block's first row (above 0 where a call is split).
+        stage: Position of this call among the calls of its step, from 0 (a solver's second call is 1).
     """
 
     blocks: tuple[Row, ...]
     counts: tuple[int, ...]
     first_image: int = 0
+    stage: int = 0
 
     @property
     def total(self) -> int:
@@ -154,6 +171,12 @@ class Condition:
     text: Tensor | None = None
     pooled: Tensor | None = None
     extra: Mapping[str, Tensor] | None = None
+
+    def told(self, scale: float) -> Condition:
+        """Return a copy that tells the network a guidance scale, one number per row under the name "guidance"."""
+        assert self.text is not None
+        scales = torch.full(self.text.shape[:1], scale, dtype=torch.float32, device=self.text.device)
+        return replace(self, extra={**(self.extra or {}), "guidance": scales})
 
     @property
     def requires_grad(self) -> bool:
@@ -244,6 +267,8 @@ class Site:
         order: Position among the layers of the same kind in call order, from 0 (the papers' layer numbers).
         block: Index of the resolution stage within its place, from 0 in call order.
         scale: Side of the latent divided by the side of this layer's map (1, 2, 4, ...).
+        text: Text positions among this layer's queries and keys; 0 where text comes in as keys alone, or not at all.
+        text_first: Whether those positions come before the picture's.
     """
 
     name: str
@@ -253,6 +278,18 @@ class Site:
     order: int
     block: int
     scale: int
+    text: int = 0
+    text_first: bool = False
+
+    @property
+    def text_part(self) -> slice:
+        """Where the text's positions lie in joint queries, keys and values."""
+        return slice(0, self.text) if self.text_first or not self.text else slice(-self.text, None)
+
+    @property
+    def image_part(self) -> slice:
+        """Where the picture's positions lie in queries, keys and values."""
+        return slice(self.text, None) if self.text_first or not self.text else slice(0, -self.text)
 
     def size(self, latent: Sequence[int]) -> tuple[int, int]:
         """Rows and columns of this layer's map for a latent of the given rows and columns (rounded up per halving)."""

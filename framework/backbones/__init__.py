@@ -1,4 +1,4 @@
-"""Networks and their codecs: Stable Diffusion, pixel-space UNets, closed-form mixtures."""
+"""Networks and their codecs: Stable Diffusion 1 to 3, FLUX, pixel-space UNets, closed-form mixtures."""
 
 from framework.lazy import lazy_exports
 
@@ -7,6 +7,8 @@ __getattr__, __all__ = lazy_exports(
     {
         "base": ["Backbone", "ControlHandle"],
         "stable_diffusion": ["StableDiffusion"],
+        "sd3": ["SD3"],
+        "flux": ["Flux"],
         "pixel": ["PixelDiffusion"],
         "mixture": ["GaussianMixture"],
     },

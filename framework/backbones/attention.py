@@ -1,4 +1,4 @@
-"""Attention of diffusers' UNets as controls see it: q, k, v through the active controls, then fused attention.
+"""Attention of diffusers' networks as controls see it: q, k, v through the active controls, then fused attention.
 
 Where no control acts, the network's own processor runs, so that the result is the stock one bit for bit.
 """
@@ -6,10 +6,11 @@ Where no control acts, the network's own processor runs, so that the result is t
 from __future__ import annotations
 
 import math
+from abc import ABC
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,12 @@ from framework.control import Attend, Control
 from framework.errors import SettingsError
 from framework.step import Site
 
-_STOCK = {"AttnProcessor", "AttnProcessor2_0"}
-"""Processors of diffusers that compute what `SiteProcessor` computes, q, k and v from one linear layer each."""
 
+class ControlledProcessor(ABC):
+    """Stands in for the stock processor of one site while controls are installed; one subclass per network family.
 
-class SiteProcessor:
-    """Stands in for the stock processor of one site while controls are installed.
+    Attributes:
+        replaces: Names of diffusers' processors that compute what the subclass computes.
 
     Args:
         site: Where it is.
@@ -34,6 +35,8 @@ class SiteProcessor:
         handle: What the current network call is about.
         chosen: Positions of the controls that chose this site.
     """
+
+    replaces: ClassVar[frozenset[str]]
 
     # diffusers looks for these on every processor when it sets attention backends.
     _attention_backend = None
@@ -46,42 +49,20 @@ class SiteProcessor:
         self.chosen = tuple(chosen)
         self.acted: set[int] = set()
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Compute the attention layer; arguments are those of diffusers' processors."""
+    def active(self) -> list[int]:
+        """Return the positions of the controls that act in this call; with none the stock processor has to run."""
         active = [number for number in self.chosen if self.handle.active[number]]
-        if self.handle.rows is None or not active:
-            output: Tensor = self.stock(
-                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
-            )
-            return output
+        if self.handle.rows is None:
+            return []
         self.acted.update(active)
-        residual = hidden_states
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        picture = hidden_states.shape if hidden_states.ndim == 4 else None
-        if picture is not None:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        text = encoder_hidden_states
-        mask = _mask(attn, attention_mask, hidden_states if text is None else text)
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        if text is None:
-            text = hidden_states
-        elif attn.norm_cross:
-            text = attn.norm_encoder_hidden_states(text)
+        return active
 
-        q, k, v = (_to_heads(x, attn.heads) for x in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)))
-        q = q if attn.norm_q is None else attn.norm_q(q)
-        k = k if attn.norm_k is None else attn.norm_k(k)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, active: Sequence[int], mask: Tensor | None = None) -> Tensor:
+        """Compute attention through the active controls, [rows, heads, positions, width].
+
+        Raises:
+            SettingsError: A control returned another shape.
+        """
         attended = self._chain(active, mask)(q, k, v)
         if attended.shape != q.shape:
             names = ", ".join(type(self.handle.controls[number]).__name__ for number in active)
@@ -91,14 +72,7 @@ class SiteProcessor:
                     f"{self.site.name}."
                 ]
             )
-
-        hidden_states = attended.transpose(1, 2).flatten(2).to(q.dtype)
-        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
-        if picture is not None:
-            hidden_states = hidden_states.transpose(-1, -2).reshape(picture)
-        if attn.residual_connection:
-            hidden_states = hidden_states + residual
-        return hidden_states / attn.rescale_output_factor  # type: ignore[no-any-return]
+        return attended
 
     def _chain(self, active: Sequence[int], mask: Tensor | None) -> Attend:
         """Nest the active controls, the first outermost, around the network's own attention."""
@@ -138,7 +112,58 @@ class SiteProcessor:
         return p.to(v.dtype) @ v
 
 
-def _to_heads(x: Tensor, heads: int) -> Tensor:
+class SiteProcessor(ControlledProcessor):
+    """Attention of UNets: to the picture itself, or to the text; q, k and v from one linear layer each."""
+
+    replaces = frozenset({"AttnProcessor", "AttnProcessor2_0"})
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Compute the attention layer; arguments are those of diffusers' processors."""
+        active = self.active()
+        if not active:
+            output: Tensor = self.stock(
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
+            )
+            return output
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        picture = hidden_states.shape if hidden_states.ndim == 4 else None
+        if picture is not None:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        text = encoder_hidden_states
+        mask = _mask(attn, attention_mask, hidden_states if text is None else text)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        if text is None:
+            text = hidden_states
+        elif attn.norm_cross:
+            text = attn.norm_encoder_hidden_states(text)
+
+        q, k, v = (to_heads(x, attn.heads) for x in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)))
+        q = q if attn.norm_q is None else attn.norm_q(q)
+        k = k if attn.norm_k is None else attn.norm_k(k)
+        attended = self.attend(q, k, v, active, mask)
+
+        hidden_states = attended.transpose(1, 2).flatten(2).to(q.dtype)
+        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
+        if picture is not None:
+            hidden_states = hidden_states.transpose(-1, -2).reshape(picture)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        return hidden_states / attn.rescale_output_factor  # type: ignore[no-any-return]
+
+
+def to_heads(x: Tensor, heads: int) -> Tensor:
     """[rows, positions, heads * width] -> [rows, heads, positions, width]."""
     return x.view(x.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)
 
@@ -153,36 +178,41 @@ def _mask(attn: Any, mask: Tensor | None, keys: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def controlled_unet(
-    unet: nn.Module, sites: Sequence[Site], controls: Sequence[Control], states: Sequence[Any]
+def controlled_network(
+    network: nn.Module,
+    sites: Sequence[Site],
+    controls: Sequence[Control],
+    states: Sequence[Any],
+    processor: type[ControlledProcessor] = SiteProcessor,
 ) -> Iterator[ControlHandle]:
-    """Install controls in a UNet and leave it with the very processors and hooks that it had, also after an exception.
+    """Install controls in a network and leave it with the very processors and hooks that it had, whatever happens.
 
     Args:
-        unet: A UNet of diffusers with its weights.
+        network: A UNet or transformer of diffusers with its weights.
         sites: Its attention sites.
         controls: Outermost first.
         states: One per control, from its `begin`.
+        processor: What stands in for the stock processors of this family of networks.
 
     Raises:
         SettingsError: A control chose nothing, or the network is not one in which processors can be exchanged and put
             back; at the end, a control was active and its site or layer never called.
     """
-    choice = choose(controls, sites, [name for name, _ in unet.named_modules() if name])
-    _check_exchangeable(unet, choice, controls)
+    choice = choose(controls, sites, [name for name, _ in network.named_modules() if name])
+    _check_exchangeable(network, choice, controls, processor.replaces)
     handle = ControlHandle(controls, states)
     with ExitStack() as stack:
         processors = []
         for site, chosen in choice.sites.items():
-            attention: Any = unet.get_submodule(site.name)
+            attention: Any = network.get_submodule(site.name)
             stock = attention.processor
-            processors.append(SiteProcessor(site, stock, handle, chosen))
+            processors.append(processor(site, stock, handle, chosen))
             stack.callback(attention.set_processor, stock)
             attention.set_processor(processors[-1])
         hooks = []
         for layer, chosen in choice.layers.items():
             hooks.append(LayerHook(layer, handle, chosen))
-            stack.callback(unet.get_submodule(layer).register_forward_hook(hooks[-1]).remove)
+            stack.callback(network.get_submodule(layer).register_forward_hook(hooks[-1]).remove)
         yield handle
         called = {(p.site.name, n) for p in processors for n in p.acted} | {
             (h.layer, n) for h in hooks for n in h.acted
@@ -217,23 +247,24 @@ class LayerHook:
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
 
-def _check_exchangeable(unet: Any, choice: Choice, controls: Sequence[Control]) -> None:
+def _check_exchangeable(network: Any, choice: Choice, controls: Sequence[Control], replaceable: frozenset[str]) -> None:
     """Refuse networks in which our processor would drop what somebody else has put there."""
     problems = []
     for site, chosen in choice.sites.items():
-        attention = unet.get_submodule(site.name)
+        attention = network.get_submodule(site.name)
         kind = type(attention.processor)
-        plain = kind.__module__.startswith("diffusers.") and kind.__name__ in _STOCK
-        if plain and "forward" not in vars(attention):
+        plain = kind.__module__.startswith("diffusers.") and kind.__name__ in replaceable
+        if plain and "forward" not in vars(attention) and not getattr(attention, "fused_projections", False):
             continue
         names = ", ".join(type(controls[number]).__name__ for number in chosen)
-        what = f"the processor {kind.__module__}.{kind.__name__}" if not plain else "a replaced forward"
+        what = f"the processor {kind.__module__}.{kind.__name__}" if not plain else "fused projections"
+        what = "a replaced forward" if "forward" in vars(attention) else what
         problems.append(
             f"{names} cannot be installed at {site.name}: it has {what}, which ours would silently drop. Remove what "
             "put it there "
             "(adapters, fused projections, another library's control, an enclosing `controlled`) and try again."
         )
-    compiled = hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None
+    compiled = hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None
     if compiled and choice.layers:
         problems.append(
             "the network is compiled, and hooks on its layers would be silently ignored; use it uncompiled."

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from framework.backbones.base import PredictionType
 from framework.backbones.files import ModelFiles
 from framework.errors import Checks, SettingsError
 
+DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -80,6 +81,9 @@ def load_component(cls: Any, folder: Path, dtype: torch.dtype, files: ModelFiles
             "config and weights do not belong together, get them again."
         )
     component: nn.Module = module
+    if cls.__module__.startswith("diffusers"):
+        # Without accelerate the library keeps the file's dtype where a network's first entry is a float32 buffer.
+        nn.Module.to(component, dtype)
     return component.requires_grad_(False).eval()
 
 

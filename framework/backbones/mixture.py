@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from framework.backbones.base import Backbone
-from framework.backbones.loading import DTYPES
-from framework.backbones.unet import DtypeName
+from framework.backbones.loading import DTYPES, DtypeName
 from framework.errors import Checks
-from framework.schedule import Schedule, ScheduleOptions, training_table
+from framework.schedule import Schedule, ScheduleOptions
+from framework.scheduler_tables import training_table
 from framework.step import Condition
 
 Numbers = float | Sequence[Any]

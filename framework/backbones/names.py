@@ -11,12 +11,17 @@ from framework.errors import did_you_mean
 GROUP = "invedit.models"
 """Entry-point group in which a distribution names the models that it ships, as `name = package.folder.folder`."""
 
-_BUNDLED = {"shapes": "experiments.shapes.weights.diffusion"}
+_BUNDLED = {"shapes": "experiments.shapes.weights.diffusion", "shapes-flow": "experiments.shapes.weights.flow"}
 """Models of this distribution; dotted places that are looked up as data and never imported."""
 
 _MAINTAINED = {
     "sd-1.4": "CompVis/stable-diffusion-v1-4",
     "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd-3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd-3.5-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd-3.5-large": "stabilityai/stable-diffusion-3.5-large",
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
 }
 """Short names of hub ids that still exist."""
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.backbones.loading import load_component, scheduler_config
-from framework.backbones.unet import DtypeName, UNetBackbone
+from framework.backbones.loading import DtypeName, load_component, scheduler_config
+from framework.backbones.unet import UNetBackbone
 from framework.errors import Checks
 from framework.step import Condition
 

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from framework.backbones.loading import DTYPES, load_component, scheduler_config
-from framework.backbones.unet import DtypeName, UNetBackbone
+from framework.backbones.loading import DTYPES, DtypeName, load_component, scheduler_config
+from framework.backbones.pipeline import LatentPipeline
+from framework.backbones.unet import UNetBackbone
 from framework.errors import Checks
 from framework.step import Condition, Token
 
@@ -27,11 +28,9 @@ _TOKENIZER_FILES = ("tokenizer/*.json", "tokenizer/merges.txt")
 _CACHED_PROMPTS = 64
 _KEPT_TOKENS = 4096
 """Prompts whose tokens are kept; many variants of an experiment ask for those of the same samples."""
-_PIXELS_PER_CALL = 2**20
-"""Pixels that the autoencoder sees at once; four pictures of 512 x 512."""
 
 
-class StableDiffusion(UNetBackbone):
+class StableDiffusion(UNetBackbone, LatentPipeline):
     """A Stable Diffusion pipeline, loaded component by component without the pipeline's code.
 
     Latent size and channels, text length, scales and prediction type all come from the configs. The autoencoder of a
@@ -147,56 +146,11 @@ class StableDiffusion(UNetBackbone):
         from diffusers import AutoencoderKL
         from transformers import CLIPTextModel
 
-        half = self._dtype in (torch.float16, torch.bfloat16)
-        vae_dtype = torch.float32 if half and self.vae_config.get("force_upcast", True) else self._dtype
         return {
-            "vae": load_component(AutoencoderKL, folder / "vae", vae_dtype, self.files),
+            "vae": load_component(AutoencoderKL, folder / "vae", self._vae_dtype, self.files),
             "text_encoder": load_component(CLIPTextModel, folder / "text_encoder", self._text_dtype, self.files),
             "unet": load_component(self._network_class, folder / "unet", self._dtype, self.files),
         }
-
-    def encode_image(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Encode pictures to scaled latents.
-
-        Args:
-            images: [B, 3, H, W] in [-1, 1], sides multiples of `multiple`.
-            noise: [B, C, h, w] standard normal draws for a sample of the posterior; None takes its mode.
-
-        Returns:
-            [B, C, h, w] in `latent_dtype`.
-        """
-        vae = self._component("vae")
-
-        def encode(part: Tensor, draws: Tensor | None) -> Tensor:
-            posterior = vae.encode(part).latent_dist
-            mean: Tensor = posterior.mode().to(self.latent_dtype)
-            return mean if draws is None else mean + posterior.std.to(mean.dtype) * draws.to(mean)
-
-        pictures = images.to(self.device, vae.dtype)
-        size = max(1, _PIXELS_PER_CALL // (images.shape[-1] * images.shape[-2]))
-        draws = [None] * len(images) if noise is None else torch.split(noise, size)
-        z = torch.cat([encode(part, draw) for part, draw in zip(torch.split(pictures, size), draws, strict=False)])
-        shift, scale = self._latent_scales(z)
-        return (z - shift) * scale
-
-    def decode_latent(self, z: Tensor) -> Tensor:
-        """Decode latents [B, C, h, w] to pictures [B, 3, H, W] in [-1, 1] (not clamped), float32."""
-        vae = self._component("vae")
-        shift, scale = self._latent_scales(z)
-        latents = (z / scale + shift).to(self.device, vae.dtype)
-        size = max(1, _PIXELS_PER_CALL // (z.shape[-1] * z.shape[-2] * self.multiple**2))
-        return torch.cat([vae.decode(part, return_dict=False)[0] for part in torch.split(latents, size)]).float()
-
-    def _latent_scales(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Shift and scale of latents, numbers or per channel as newer autoencoders have them."""
-        config = self.vae_config
-        scale = float(config.get("scaling_factor", 0.18215))
-        if config.get("latents_mean") is None or config.get("latents_std") is None:
-            return float(config.get("shift_factor") or 0.0), scale
-        mean, std = (
-            torch.tensor(config[key], dtype=z.dtype, device=z.device) for key in ("latents_mean", "latents_std")
-        )
-        return mean.view(-1, 1, 1), (scale / std).view(-1, 1, 1)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from framework.backbones.attention import SiteProcessor, controlled_unet
+from framework.backbones.attention import SiteProcessor, controlled_network
 from framework.backbones.base import ControlHandle
 from framework.control import Control
 from framework.errors import SettingsError
@@ -417,4 +417,4 @@ def test_hooks_on_a_compiled_network_are_refused(tiny_sd):
             self._orig_mod = inner
 
     with pytest.raises(SettingsError, match="compiled"):
-        controlled_unet(Compiled(tiny_sd.unet), (), [Layer("_orig_mod.mid_block")], [None]).__enter__()
+        controlled_network(Compiled(tiny_sd.unet), (), [Layer("_orig_mod.mid_block")], [None]).__enter__()

@@ -19,7 +19,8 @@ from framework.hooks import Hooks
 from framework.module import EditModule
 from framework.network import Network
 from framework.record import Record
-from framework.schedule import Schedule, training_table
+from framework.schedule import Schedule
+from framework.scheduler_tables import training_table
 from framework.step import COND, UNCOND, Condition, Latents, Row, Step, Stream
 from tests.parity.case import Case
 
