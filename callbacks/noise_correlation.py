@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from callbacks._committed import alike, shortened, write_figure, write_summary
-from framework.callback import EditCallback, FinishedRun, Measurement
+from callbacks._noise import NoiseObserver, placed
+from framework.callback import FinishedRun, Measurement
 from framework.data.sample import EditBatch
+from framework.schedule import Level
 from framework.statistics.comoments import Centred, CoMoments
-from framework.statistics.fold import fold, fold_draws
-from framework.statistics.histogram import ANGLE_EDGES, CORRELATION_EDGES, Histogram
+from framework.statistics.histogram import ANGLE_EDGES, Histogram
 from framework.statistics.moments import Moments
-from framework.statistics.tables import pair_table
-from framework.step import Need, Step
+from framework.statistics.pairs import PairFold, beside, measure_matrix, position_angles
+from framework.statistics.series import NOISE_MAPS, Of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -25,68 +26,65 @@ if TYPE_CHECKING:
     from framework.result import EditResult
 
 
-class NoiseCorrelation(EditCallback):
-    """Measures correlation and angle between the noise maps of neighbouring steps, per draw of each image.
+class NoiseCorrelation(NoiseObserver):
+    """Measures correlation and angle between the maps of neighbouring steps, per draw of each image.
 
     Args:
-        matrix: Measure also the correlation of every step with every other, from the maps in the inversion's record.
+        of: What is measured, see `NoiseStatistics`; by default noise maps, which a method must then have.
+        matrix: Measure also the correlation of every step with every other. Maps that are not in the inversion's record
+            are kept until the edit ends, one latent per step.
+        positions: Count also the angles between the channel vectors at every position: of a model whose positions are
+            points of the plane, the angles between steps of its chains.
         unused: Measure also maps that the edit does not use (skipped steps).
         plots: Draw the figures at the end of a run.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.NOISE_MAPS})
+    usual: ClassVar[Of] = "noise_maps"
 
-    def __init__(self, *, matrix: bool = True, unused: bool = False, plots: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        of: Of = "noise_maps",
+        matrix: bool = True,
+        positions: bool = False,
+        unused: bool = False,
+        plots: bool = True,
+    ) -> None:
         self.matrix = matrix
-        self.unused = unused
+        self.positions = positions
         self.plots = plots
-        self._reset()
+        super().__init__(of=of, unused=unused)
 
-    def _reset(self) -> None:
-        self._inverted = False
-        self._steps = 0
-        self._last: tuple[int, Centred] | None = None
+    def forget(self) -> None:
+        self._last: tuple[int, Centred, Tensor | None] | None = None
         self._pairs: dict[int, Tensor] = {}
+        self._angles: dict[int, Tensor] = {}
+        self._maps: dict[int, Tensor] = {}
 
-    def on_edit_start(self, trainer: Trainer | None, module: EditModule, batch: EditBatch) -> None:
-        self._reset()
-
-    def on_edit_failed(self, trainer: Trainer | None, module: EditModule, batch: EditBatch, reason: str) -> None:
-        self._reset()
-
-    def on_invert_step(self, trainer: Trainer | None, module: EditModule, step: Step) -> None:
-        self._inverted = True
-        self._look(step)
-
-    def on_denoise_step(self, trainer: Trainer | None, module: EditModule, step: Step) -> None:
-        if not self._inverted:
-            self._look(step)
-
-    def _look(self, step: Step) -> None:
-        self._steps = step.schedule.num_steps
-        if step.noise is None:
-            return
-        here = (step.interval, Centred.of(step.noise))
-        if self._last is not None and abs(self._last[0] - step.interval) == 1:
-            (first, a), (_, b) = sorted((self._last, here), key=lambda item: item[0])
+    def see(self, at: int, level: Level, values: Tensor) -> None:
+        if self.matrix and self.what != NOISE_MAPS:
+            self._maps[at] = values.detach().clone()
+        here = (at, Centred.of(values), values.detach().clone() if self.positions else None)
+        if self._last is not None and abs(self._last[0] - at) == 1:
+            (first, a, x), (_, b, y) = sorted((self._last, here), key=lambda item: item[0])
             self._pairs[first] = CoMoments.between(a, b).to_tensor()
+            if x is not None and y is not None:
+                self._angles[first] = position_angles(x, y)
         self._last = here
 
     def on_edit_end(
         self, trainer: Trainer | None, module: EditModule, batch: EditBatch, result: EditResult
     ) -> Sequence[Measurement]:
-        steps, pairs = self._steps, sorted(self._pairs.items())
-        self._reset()
+        self.see_residuals(module, result)
+        steps, pairs, angles = self.steps, sorted(self._pairs.items()), sorted(self._angles.items())
+        maps = self._whole(result, steps)
+        excluded, about = self.about(result)
+        self._forget()
         images, draws = len(result.samples), result.draws
         if not pairs:
             return [Measurement() for _ in range(images)]
-        packed = torch.zeros(steps - 1, images * draws, 6, dtype=torch.float64)
-        packed[[first for first, _ in pairs]] = torch.stack([state for _, state in pairs]).cpu()
-        skipped = {} if self.unused else dict.fromkeys(result.record.unused, "not used by the edit (skipped)")
-        excluded = skipped | dict.fromkeys(result.record.zeroed, "the method sets this map to zero")
-        beside = sorted({first for step in excluded for first in (step - 1, step) if 0 <= first < steps - 1})
-        about = {"draws": draws, "excluded": {str(step): why for step, why in sorted(excluded.items())}}
-        maps = result.record.noise_maps if self.matrix else None
+        packed = placed(pairs, torch.zeros(steps - 1, images * draws, 6, dtype=torch.float64))
+        gaps = beside(excluded, steps)
         measurements = []
         for image in range(images):
             if image in result.failures:
@@ -95,128 +93,75 @@ class NoiseCorrelation(EditCallback):
             rows = slice(image * draws, (image + 1) * draws)
             state = CoMoments.from_tensor(packed[:, rows].transpose(0, 1).contiguous())
             empty = ~state.finite
-            empty[:, beside] = True
+            broken = empty.any(0).nonzero().flatten().tolist()
+            empty[:, gaps] = True
             tensors = {"pairs": state.without(empty).to_tensor()}
             if maps is not None:
-                tensors["matrix"] = _matrix(maps[:, rows], sorted(excluded))
-            measurements.append(Measurement(tensors, about))
+                tensors["matrix"] = measure_matrix(maps[:, rows], sorted(excluded))
+            if angles:
+                counts = torch.zeros(steps - 1, images * draws, len(ANGLE_EDGES) + 1, dtype=torch.int64)
+                own = Histogram(placed(angles, counts)[:, rows].transpose(0, 1), ANGLE_EDGES).without(empty)
+                tensors["position_angles"] = own.counts.sum(0)
+            measurements.append(Measurement(tensors, {**about, "not_finite": broken}))
         return measurements
 
     def on_run_end(self, run: FinishedRun) -> None:
         left: dict[str, str] = {}
-        images = 0
+        folded = PairFold()
+        not_finite: dict[str, str] = {}
         about: Any = {}
-        pooled: CoMoments | None = None
-        whole: CoMoments | None = None
-        folded: list[Moments] = []
-        counted: list[Histogram] = []
-        for _, values, tensors in alike(run, self.name, "pairs", _kind, left):
-            draws = CoMoments.from_tensor(tensors["pairs"])
-            pearson, angle = draws.pearson[..., 0, 1], draws.angle[..., 0, 1]
-            own = fold_draws(draws, len(pearson))
-            pooled = own if pooled is None else pooled.merge(own)
-            singles = [Moments.single(pearson.nanmean(0)), Moments.single(angle.nanmean(0))]
-            edges = (pearson, CORRELATION_EDGES), (angle, ANGLE_EDGES)
-            bins = [fold_draws(Histogram.single(value, at), len(value)) for value, at in edges]
-            if "matrix" in tensors:
-                state = CoMoments.from_tensor(tensors["matrix"])
-                whole = state if whole is None else whole.merge(state)
-                singles.append(Moments.single(state.pearson))
-            folded = [a.merge(b) for a, b in zip(folded, singles, strict=True)] if folded else singles
-            counted = [a.merge(b) for a, b in zip(counted, bins, strict=True)] if counted else bins
+        for id, values, tensors in alike(run, self.name, "pairs", _kind, left):
+            folded.add(tensors)
             about = values
-            images += 1
-        if pooled is None:
+            if values["not_finite"]:
+                not_finite[id] = f"pairs {', '.join(map(str, values['not_finite']))}"
+        if not folded.images:
             write_summary(run, self.name, {"images": 0, "left_out": shortened(left)}, {})
             return
-        correlations, angles = folded[0], folded[1]
-        over_steps = {"correlation": _over_steps(correlations), "angle": _over_steps(angles)}
         summary = {
-            "of": "noise maps of a step and the next",
-            "images": images,
+            "of": f"{about['of']} of a step and the next",
+            "images": folded.images,
             "draws": about["draws"],
             "left_out": shortened(left),
-            "mean_over_images_and_steps": over_steps,
-            "pairs": pair_table(pooled, correlations, angles, about["excluded"]),
+            "not_finite": shortened(not_finite),
+            "mean_over_images_and_steps": folded.over_steps(),
+            "pairs": folded.rows(about["excluded"]),
         }
-        arrays = {
-            "pairs": pooled.to_tensor(),
-            "correlation_over_images": correlations.to_tensor(),
-            "angle_over_images": angles.to_tensor(),
-            "correlation_histogram": counted[0].counts,
-            "correlation_edges": CORRELATION_EDGES,
-            "angle_histogram": counted[1].counts,
-            "angle_edges": ANGLE_EDGES,
-        }
-        if whole is not None:
-            arrays |= {"matrix": whole.to_tensor(), "matrix_over_images": folded[2].to_tensor()}
-        write_summary(run, self.name, summary, arrays)
-        _log(run.writer, correlations, angles, counted)
-        if self.plots and bool((correlations.n > 0).any()):
-            self._draw(run, images, pooled, folded, counted[1])
+        write_summary(run, self.name, summary, folded.arrays())
+        tag = "2_noise/" if self.of == type(self).usual else f"2_noise/{self.of}_"
+        _log(run.writer, tag, folded.singles, folded.counts)
+        if self.plots:
+            many = f"{folded.images} image{'s' if folded.images != 1 else ''}"
+            for name, figure in folded.figures(about["of"], many):
+                write_figure(run, f"{self.name}-{name}", figure)
 
-    def _draw(
-        self, run: FinishedRun, images: int, pooled: CoMoments, folded: Sequence[Moments], angles: Histogram
-    ) -> None:
-        from framework.statistics import plots
-
-        many = f"{images} image{'s' if images != 1 else ''}"
-        correlations = folded[0]
-        at = torch.arange(len(correlations.n)) + 0.5
-        mean = torch.where(correlations.n > 0, correlations.mean, torch.nan)
-        curves = [
-            plots.Curve("mean over images (bands: 1 sd, extremes)", mean, correlations, at),
-            plots.Curve("all values pooled", pooled.pearson[:, 0, 1], None, at),
-        ]
-        figure = plots.per_step(
-            curves,
-            title=f"Correlation of neighbouring noise maps, {many}",
-            ylabel="correlation",
-            references=[(0.0, "independent maps"), (-0.5, "")],
-        )
-        write_figure(run, f"{self.name}-correlation", figure)
-        figure = plots.angles(angles.counts, folded[1], title=f"Angles between neighbouring noise maps, {many}")
-        write_figure(run, f"{self.name}-angles", figure)
-        if len(folded) > 2:
-            values = torch.where(folded[2].n > 0, folded[2].mean, torch.nan)
-            figure = plots.matrix(values, title=f"Correlation of noise maps, mean over {many}")
-            write_figure(run, f"{self.name}-matrix", figure)
-
-
-def _matrix(maps: Tensor, excluded: Sequence[int]) -> Tensor:
-    """Measure the maps [T, draws, ...] of one image against each other; nothing if one that counts is not finite."""
-    kept = torch.ones(len(maps), 1, device=maps.device)
-    kept[list(excluded)] = 0
-    # One draw at a time: in float64 the maps of a whole batch would take twice the memory of the record.
-    states = []
-    for draw in maps.unbind(1):
-        flat = draw.detach().flatten(1)
-        states.append(CoMoments.of(torch.where(kept > 0, flat, 0.0)[None]))
-    total = fold(CoMoments.from_tensor(state.to_tensor().cpu()[0]) for state in states)
-    assert total is not None
-    return total.without(~total.finite).to_tensor()
-
-
-def _over_steps(folded: Moments) -> float:
-    shown = folded.mean[folded.n > 0]
-    return float(shown.mean()) if len(shown) else float("nan")
+    def _whole(self, result: EditResult, steps: int) -> Tensor | None:
+        """The maps of all steps, [steps, rows, ...]; those that were not seen are constant and say nothing."""
+        if not self.matrix:
+            return None
+        if self.what == NOISE_MAPS:
+            return result.record.noise_maps
+        if not self._maps:
+            return None
+        like = next(iter(self._maps.values()))
+        return torch.stack([self._maps.get(step, torch.zeros_like(like)) for step in range(steps)])
 
 
 def _kind(values: Any, tensors: dict[str, Tensor]) -> Any:
-    return values["excluded"], tensors["pairs"].shape[1], "matrix" in tensors
+    return values["of"], values["excluded"], tensors["pairs"].shape[1], sorted(tensors)
 
 
-def _log(writer: Any, correlations: Moments, angles: Moments, counted: Sequence[Histogram]) -> None:
+def _log(writer: Any, tag: str, singles: dict[str, Moments], counts: dict[str, Histogram]) -> None:
     """Write curves and raw histograms over images per pair of steps; nothing where there is no writer."""
     if writer is None:
         return
-    curves = zip(("correlation", "angle"), (correlations, angles), counted, strict=True)
-    for name, folded, histogram in curves:
+    for name in ("correlation", "angle"):
+        folded, histogram = singles[name], counts[name]
         for step in (folded.n > 0).nonzero().flatten().tolist():
             n, mean = float(folded.n[step]), float(folded.mean[step])
-            writer.add_scalar(f"2_noise/{name}", mean, step)
+            writer.add_scalar(f"{tag}{name}", mean, step)
             writer.add_histogram_raw(
-                f"2_noise/{name}_over_images",
+                f"{tag}{name}_over_images",
                 min=float(folded.low[step]),
                 max=float(folded.high[step]),
                 num=int(histogram.n[step]),

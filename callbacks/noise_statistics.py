@@ -1,23 +1,26 @@
-"""How the noise of each step is distributed: mean, variance, higher moments and a histogram."""
+"""How the noise of each step is distributed: mean, variance, higher moments, distances from normal, a histogram."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from callbacks._committed import alike, shortened, write_figure, write_summary
-from framework.callback import EditCallback, FinishedRun, Measurement
+from callbacks._noise import NoiseObserver, placed, times
+from framework.callback import FinishedRun, Measurement
 from framework.data.sample import EditBatch
-from framework.errors import Checks
 from framework.schedule import Level
-from framework.statistics.fold import fold_draws
-from framework.statistics.histogram import NOISE_EDGES, Histogram
+from framework.statistics.distribution import (
+    DistributionFold,
+    empty_distribution,
+    image_distribution,
+    measure_distribution,
+)
+from framework.statistics.histogram import Histogram
 from framework.statistics.moments import Moments
-from framework.statistics.tables import noise_table
-from framework.step import Latents, Step
+from framework.statistics.series import Of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -25,197 +28,90 @@ if TYPE_CHECKING:
     from framework.module import EditModule
     from framework.result import EditResult
 
-Of = Literal["auto", "predictions", "latents"]
-_TAGS = {"auto": "2_noise/", "predictions": "2_noise/predicted_", "latents": "3_latent/"}
+_TAGS = {"auto": "2_noise/", "latents": "3_latent/"}
 
 
-class NoiseStatistics(EditCallback):
-    """Measures the noise of every step: count, mean, centred powers, extrema, and 100 fixed bins on [-5, 5].
+class NoiseStatistics(NoiseObserver):
+    """Measures the noise of every step: centred powers, extrema, 100 fixed bins on [-5, 5], exact KS distances.
 
     Args:
-        of: What is measured. "auto" takes the noise maps of a method that has them, and otherwise the predictions of
-            the inversion (noise on diffusion, velocity on flow); "predictions" those in any case; "latents" the
-            latents that the inversion passes through, by levels, the inverted noise at level 0. A method that does not
-            invert is measured while it denoises. The measurement says which of these it is.
+        of: What is measured: "auto" (noise maps, otherwise predictions), "noise_maps", "predictions" (noise on
+            diffusion, velocity on flow), "latents" (by levels; the inverted noise at level 0), or "residuals" (what an
+            inversion could not reach by itself). The measurement says which.
         unused: Measure also maps that the edit does not use (skipped steps).
         plots: Draw the figures at the end of a run.
     """
 
+    usual: ClassVar[Of] = "auto"
+
     def __init__(self, *, of: Of = "auto", unused: bool = False, plots: bool = True) -> None:
-        checks = Checks("NoiseStatistics")
-        checks.one_of("of", of, ("auto", "predictions", "latents"))
-        checks.done()
-        self.of = of
-        self.unused = unused
+        super().__init__(of=of, unused=unused)
         self.plots = plots
-        self._reset()
 
-    @property
-    def name(self) -> str:
-        return "NoiseStatistics" if self.of == "auto" else f"NoiseStatistics-{self.of}"
+    def forget(self) -> None:
+        self._states: dict[int, tuple[Level, dict[str, Tensor]]] = {}
 
-    def _reset(self) -> None:
-        self._what = ""
-        self._inverted = False
-        self._steps = 0
-        self._states: dict[int, tuple[float, Tensor, Tensor]] = {}
-
-    def on_edit_start(self, trainer: Trainer | None, module: EditModule, batch: EditBatch) -> None:
-        self._reset()
-
-    def on_edit_failed(self, trainer: Trainer | None, module: EditModule, batch: EditBatch, reason: str) -> None:
-        self._reset()
-
-    def on_invert_step(self, trainer: Trainer | None, module: EditModule, step: Step) -> None:
-        self._inverted = True
-        self._look(step)
-
-    def on_denoise_step(self, trainer: Trainer | None, module: EditModule, step: Step) -> None:
-        if not self._inverted:
-            self._look(step)
-
-    def _look(self, step: Step) -> None:
-        phase = "inversion" if self._inverted else "denoising"
-        self._steps = step.schedule.num_steps
-        if self.of == "latents":
-            self._what, self._steps = f"latents of the {phase}", self._steps + 1
-            down = step.level_next.sigma < step.level.sigma
-            if not self._states:
-                self._measure(step.interval + (not down), step.level, _main(step.z))
-            self._measure(step.interval + down, step.level_next, _main(step.z_next))
-        elif self.of == "auto" and step.noise is not None:
-            self._what = "noise maps"
-            self._measure(step.interval, step.level, step.noise)
-        else:
-            kind = "noise" if step.schedule.form == "epsilon" else "velocity"
-            self._what = f"predicted {kind} of the {phase}"
-            self._measure(step.interval, step.level, _main(step.prediction))
-
-    def _measure(self, at: int, level: Level, values: Tensor) -> None:
-        self._states[at] = (level.t, Moments.of(values).to_tensor(), Histogram.of(values, NOISE_EDGES).counts)
+    def see(self, at: int, level: Level, values: Tensor) -> None:
+        self._states[at] = (level, measure_distribution(values))
 
     def on_edit_end(
         self, trainer: Trainer | None, module: EditModule, batch: EditBatch, result: EditResult
     ) -> Sequence[Measurement]:
-        what, steps, states = self._what, self._steps, sorted(self._states.items())
-        self._reset()
+        self.see_residuals(module, result)
+        states, steps = sorted(self._states.items()), self.steps
+        excluded, about = self.about(result)
+        self._forget()
         if not states:
-            return [Measurement(values={"of": "nothing: the method made no step"}) for _ in result.samples]
-        at = torch.tensor([interval for interval, _ in states])
+            return [Measurement(values={"of": "nothing: the method has none"}) for _ in result.samples]
         images, draws = len(result.samples), result.draws
-        moments = torch.zeros(steps, images * draws, 7, dtype=torch.float64)
-        counts = torch.zeros(steps, images * draws, len(NOISE_EDGES) + 1, dtype=torch.int64)
-        moments[..., 5:] = torch.tensor([torch.inf, -torch.inf])
-        moments[at] = torch.stack([state[1] for _, state in states]).cpu()
-        counts[at] = torch.stack([state[2] for _, state in states]).cpu()
-        t = torch.full((steps,), torch.nan, dtype=torch.float64)
-        t[at] = torch.tensor([state[0] for _, state in states], dtype=torch.float64)
-        excluded = _excluded(result, self.unused) if what == "noise maps" else {}
-        about = {"of": what, "draws": draws, "excluded": {str(step): why for step, why in sorted(excluded.items())}}
+        empty = empty_distribution(steps, images * draws)
+        found = {name: placed([(at, state[name]) for at, (_, state) in states], x) for name, x in empty.items()}
+        t = times([(at, level) for at, (level, _) in states], steps)
         measurements = []
         for image in range(images):
             if image in result.failures:
                 measurements.append(Measurement())
                 continue
             rows = slice(image * draws, (image + 1) * draws)
-            state = Moments.from_tensor(moments[:, rows].transpose(0, 1))
-            histogram = Histogram(counts[:, rows].transpose(0, 1), NOISE_EDGES)
-            broken = ~state.finite
-            empty = broken.clone()
-            empty[:, list(excluded)] = True
-            tensors = {
-                "moments": fold_draws(state.without(empty), draws).to_tensor(),
-                "histogram": fold_draws(histogram.without(empty), draws).counts,
-                "t": t,
-            }
-            not_finite = broken.any(0).nonzero().flatten().tolist()
-            measurements.append(Measurement(tensors, {**about, "not_finite": not_finite}))
+            own, broken = image_distribution({name: x[:, rows] for name, x in found.items()}, excluded)
+            measurements.append(Measurement({**own, "t": t}, {**about, "not_finite": broken}))
         return measurements
 
     def on_run_end(self, run: FinishedRun) -> None:
         left: dict[str, str] = {}
-        pooled, histogram, spread = None, None, None
-        images = 0
+        folded = DistributionFold()
         not_finite: dict[str, str] = {}
         about: dict[str, Any] = {}
         for id, values, tensors in alike(run, self.name, "moments", _kind, left):
-            state = Moments.from_tensor(tensors["moments"])
-            bins = Histogram(tensors["histogram"], NOISE_EDGES)
-            own = Moments.single(state.variance)
-            pooled = state if pooled is None else pooled.merge(state)
-            histogram = bins if histogram is None else histogram.merge(bins)
-            spread = own if spread is None else spread.merge(own)
+            folded.add(tensors)
             about = {**values, "t": tensors["t"]}
             if values["not_finite"]:
                 not_finite[id] = f"steps {', '.join(map(str, values['not_finite']))}"
-            images += 1
-        if pooled is None or histogram is None or spread is None:
+        if not folded.images:
             write_summary(run, self.name, {"images": 0, "left_out": shortened(left)}, {})
             return
-        rows = noise_table(pooled, histogram, spread, about["t"], about["excluded"])
         summary = {
             "of": about["of"],
-            "images": images,
+            "images": folded.images,
             "draws": about["draws"],
             "left_out": shortened(left),
             "not_finite": shortened(not_finite),
-            "steps": rows,
+            "steps": folded.rows(about["t"], about["excluded"]),
         }
-        tensors = {
-            "moments": pooled.to_tensor(),
-            "histogram": histogram.counts,
-            "histogram_edges": NOISE_EDGES,
-            "variance_over_images": spread.to_tensor(),
-            "t": about["t"],
-        }
-        write_summary(run, self.name, summary, tensors)
-        _log(run.writer, _TAGS[self.of], pooled, histogram)
-        if self.plots and bool((pooled.n > 0).any()):
-            self._draw(run, about["of"], images, pooled, histogram, spread)
+        write_summary(run, self.name, summary, {**folded.arrays(), "t": about["t"]})
+        assert folded.pooled is not None and folded.histogram is not None
+        _log(run.writer, _TAGS.get(self.of, f"2_noise/{self.of}_"), folded.pooled, folded.histogram)
+        if self.plots:
+            from framework.statistics import plots
 
-    def _draw(
-        self, run: FinishedRun, what: str, images: int, pooled: Moments, histogram: Histogram, spread: Moments
-    ) -> None:
-        from framework.statistics import plots
-
-        axis = "level (0 is the noisiest)" if self.of == "latents" else plots.STEPS
-        title = f"{what}, {images} image{'s' if images != 1 else ''}"
-        variance = plots.Curve("mean over images (bands: 1 sd, extremes)", _where(spread.n > 0, spread.mean), spread)
-        curves = [variance, plots.Curve("all values pooled", _where(pooled.n > 0, pooled.variance))]
-        white = [(1.0, "white noise")]
-        figure = plots.per_step(
-            curves, title=f"Variance: {title}", ylabel="variance", references=white, positive=True, axis=axis
-        )
-        write_figure(run, f"{self.name}-variance", figure)
-        seen = (histogram.n > 0).nonzero().flatten().tolist()
-        figure = plots.ridge(
-            histogram.counts,
-            histogram.edges,
-            steps=seen,
-            title=f"Histograms: {title}",
-            xlabel="value (dashed: N(0, 1))",
-            axis=axis,
-        )
-        write_figure(run, f"{self.name}-histograms", figure)
-
-
-def _excluded(result: EditResult, unused: bool) -> dict[int, str]:
-    """Steps whose maps say nothing, with the reason."""
-    skipped = {} if unused else dict.fromkeys(result.record.unused, "not used by the edit (skipped)")
-    return skipped | dict.fromkeys(result.record.zeroed, "the method sets this map to zero")
-
-
-def _main(values: Latents) -> Tensor:
-    """The source's tensor, or the target's where there is no source."""
-    return values[values.streams()[0]]
+            axis = plots.LEVELS if self.of == "latents" else plots.STEPS
+            title = f"{about['of']}, {folded.images} image{'s' if folded.images != 1 else ''}"
+            for name, figure in folded.figures(title, axis):
+                write_figure(run, f"{self.name}-{name}", figure)
 
 
 def _kind(values: Any, tensors: dict[str, Tensor]) -> Any:
     return values["of"], values["excluded"], tensors["t"].nan_to_num(-1).tolist()
-
-
-def _where(condition: Tensor, values: Tensor) -> Tensor:
-    return torch.where(condition, values, torch.nan)
 
 
 def _log(writer: Any, tag: str, pooled: Moments, histogram: Histogram) -> None:
@@ -224,7 +120,7 @@ def _log(writer: Any, tag: str, pooled: Moments, histogram: Histogram) -> None:
         return
     # TensorBoard wants one limit above each bin; a tail gets a limit one bin further out.
     edges = histogram.edges
-    limits = torch.cat([edges, edges[-1:] + (edges[-1] - edges[-2])]).tolist()
+    limits = [*edges.tolist(), float(edges[-1] + (edges[-1] - edges[-2]))]
     for step in (pooled.n > 0).nonzero().flatten().tolist():
         n, mean = float(pooled.n[step]), float(pooled.mean[step])
         writer.add_scalar(f"{tag}mean", mean, step)

@@ -49,7 +49,7 @@ def ks_log10_p(distance: float, n: int) -> float:
 
     Args:
         distance: From `ks_distance`, not standardised.
-        n: Number of values, at least 100 (what is returned is good to 2e-5 there, and to 1e-8 from 1000 values on).
+        n: Number of values, at least 100 (what is returned is good to 2e-5 there, and to 1e-6 from 1000 values on).
 
     Returns:
         At most 0; -inf where it is below every float.

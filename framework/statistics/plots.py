@@ -20,6 +20,8 @@ COLOURS = ("#2a6f97", "#d1495b", "#6a994e", "#b5651d", "#6d597a", "#468faf")
 """Colours of curves, in this order."""
 STEPS = "step (0 is the noisiest)"
 """Text of an axis of steps."""
+LEVELS = "level (0 is the noisiest)"
+"""Text of an axis of levels."""
 _INK, _FAINT = "#33373d", "#9aa1a9"
 
 
@@ -48,6 +50,7 @@ def per_step(
     references: Sequence[tuple[float, str]] = (),
     positive: bool = False,
     axis: str = STEPS,
+    confidence: bool = False,
 ) -> Figure:
     """Draw curves over the steps, noisy to clean, with bands over images.
 
@@ -57,13 +60,21 @@ def per_step(
         references: Heights of dashed lines, each with its label ("" for none).
         positive: Values are positive: the axis becomes logarithmic where they span more than a factor of 20.
         axis: Text of the axis of steps.
+        confidence: Bands are the 95 % confidence interval of the mean, for comparing runs, instead of one standard
+            deviation and the extremes.
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _new(7.2, 4.0)
+    figure, axes = new_axes(7.2, 4.0)
     for curve, colour in zip(curves, COLOURS * len(curves), strict=False):
         x = (torch.arange(len(curve.values)) if curve.at is None else curve.at).numpy()
-        if curve.spread is not None:
+        if curve.spread is not None and confidence:
+            s = curve.spread
+            half = torch.where(s.n > 1, 1.96 * (s.variance_unbiased / s.n).sqrt(), torch.nan)
+            axes.fill_between(
+                x, (s.mean - half).numpy(), (s.mean + half).numpy(), color=colour, alpha=0.25, linewidth=0
+            )
+        elif curve.spread is not None:
             s = curve.spread
             shown = s.n > 1
             low, high = (torch.where(shown, value, torch.nan) for value in (s.low, s.high))
@@ -87,7 +98,7 @@ def per_step(
         axes.set_yscale("log")
     for height, label in references:
         axes.axhline(height, color=_FAINT, linestyle=(0, (5, 4)), linewidth=1.1, zorder=1, label=label or None)
-    _finish(axes, title, axis, ylabel)
+    finish(axes, title, axis, ylabel)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
@@ -110,7 +121,7 @@ def ridge(
     import matplotlib
 
     chosen = [steps[round(place)] for place in torch.linspace(0, len(steps) - 1, min(most, len(steps))).tolist()]
-    figure, axes = _new(6.4, 1.6 + 0.42 * len(chosen))
+    figure, axes = new_axes(6.4, 1.6 + 0.42 * len(chosen))
     total = counts.sum(-1).clamp(min=1)
     shown = (counts[:, 1:-1].double() / (total[:, None] * edges.diff())).numpy()
     outside = ((counts[:, 0] + counts[:, -1]) / total).tolist()
@@ -129,7 +140,7 @@ def ridge(
         if outside[step] >= 0.005:
             text = f"{100 * outside[step]:.0f} % outside"
             axes.text(right * 1.02, base + 0.1, text, ha="left", fontsize=8, color=_FAINT)
-    _finish(axes, title, xlabel, axis)
+    finish(axes, title, xlabel, axis)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(False)
@@ -174,18 +185,18 @@ def angles(counts: Tensor, spread: Moments, *, title: str) -> Figure:
     axes.plot(x, mean, color=COLOURS[0], linewidth=1.8, label="mean over images")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.axhline(90, color=_FAINT, linestyle=(0, (5, 4)), linewidth=1.1, label="independent maps")
-    _finish(axes, "angle between the maps of a step and the next", STEPS, "degrees")
+    finish(axes, "angle between the maps of a step and the next", STEPS, "degrees")
     figure.legend(loc="outside lower right", ncols=4, frameon=False, fontsize=9, labelcolor=_INK)
     figure.suptitle(title, fontsize=12, color=_INK, x=0.01, ha="left")
     return figure
 
 
-def matrix(values: Tensor, *, title: str) -> Figure:
-    """Draw a [T, T] matrix of correlations, grey where there is none."""
-    figure, axes = _new(5.6, 4.8)
+def matrix(values: Tensor, *, title: str, xlabel: str = STEPS, ylabel: str = "step") -> Figure:
+    """Draw a square matrix of correlations, grey where there is none."""
+    figure, axes = new_axes(5.6, 4.8)
     axes.set_facecolor("#d5d8dc")
     picture = axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    _finish(axes, title, STEPS, "step")
+    finish(axes, title, xlabel, ylabel)
     axes.grid(False)
     bar = figure.colorbar(picture, ax=axes, shrink=0.86)
     bar.set_label("correlation", fontsize=9, color=_INK)
@@ -193,14 +204,16 @@ def matrix(values: Tensor, *, title: str) -> Figure:
     return figure
 
 
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Make a figure of this size in inches with one set of axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     return figure, figure.add_subplot()
 
 
-def _finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+def finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Write title and labels, and bring the axes into the house style."""
     axes.set_title(title, fontsize=12, color=_INK, loc="left")
     axes.set_xlabel(xlabel, fontsize=10, color=_INK)
     axes.set_ylabel(ylabel, fontsize=10, color=_INK)

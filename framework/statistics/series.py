@@ -12,7 +12,7 @@ from framework.record import Record
 
 Of = Literal["auto", "noise_maps", "predictions", "latents", "residuals"]
 """What is measured; "auto" is the first of noise maps, predictions, residuals and latents that there is."""
-CHOICES: tuple[Of, ...] = ("auto", "noise_maps", "predictions", "latents", "residuals")
+CHOICES: tuple[Of, ...] = ("auto", "predictions", "latents", "residuals", "noise_maps")
 
 NOISE_MAPS = "noise maps"
 RESIDUALS = "residuals"

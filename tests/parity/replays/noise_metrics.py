@@ -93,13 +93,7 @@ def _in_space(z: Tensor, max_lag: int, side: int) -> dict[str, Tensor]:
     power = power_spectrum(z).mean((0, 2))
     covariance = circular_autocovariance(power, max_lag)
     circular = covariance[..., 1:] / covariance[..., :1]
-    lags = [
-        torch.stack(
-            [_folded([CoMoments.of(lag_pairs(image, k, axis)) for image in z]).pearson[:, 0, 1] for k in _lags(max_lag)],
-            1,
-        )
-        for axis in (-1, -2)
-    ]
+    lags = [torch.stack([_at_lag(z, k, axis) for k in range(1, max_lag + 1)], 1) for axis in (-1, -2)]
     blocks = _folded([CoMoments.of(patches(image, side)) for image in z]).pearson
     mean, largest = off_diagonal(blocks)
     return {
@@ -126,8 +120,9 @@ def _check_groups(case: Case, whole: Moments) -> None:
         torch.testing.assert_close(getattr(merged, name), getattr(whole, name), rtol=1e-9, atol=1e-6)
 
 
-def _lags(max_lag: int) -> range:
-    return range(1, max_lag + 1)
+def _at_lag(z: Tensor, lag: int, axis: int) -> Tensor:
+    correlation: Tensor = _folded([CoMoments.of(lag_pairs(image, lag, axis)) for image in z]).pearson[:, 0, 1]
+    return correlation
 
 
 def _folded(states: list[Any]) -> Any:
