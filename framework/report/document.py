@@ -12,7 +12,7 @@ from framework.report.noise import figure_title, noise_charts, noise_figures
 from framework.report.pictures import Pictures, pictures_in
 from framework.report.prompts import prompt_difference
 from framework.report.results import Cell, RunResults, read_manifest_hash
-from framework.report.summary import Figure, cost, figures_of, fixed_rows, measured, summaries
+from framework.report.summary import About, Figure, cost, figures_of, fixed_rows, measured, summaries
 
 _EDIT = re.compile(r"edit(-\d+)?")
 _ATTENTION = re.compile(r"attention[-_.](.+)")
@@ -33,7 +33,6 @@ def build_document(title: str, runs: Sequence[RunResults], pictures: Pictures) -
         run), `noise` (charts), `figures`, `problems`. The modules in `assets/` say what they read of each.
     """
     abouts = figures_of(runs)
-    figures = list(abouts)
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     if len(problems) > MOST_PROBLEMS:
         problems = [*problems[:MOST_PROBLEMS], f"and {len(problems) - MOST_PROBLEMS} more"]
@@ -44,15 +43,15 @@ def build_document(title: str, runs: Sequence[RunResults], pictures: Pictures) -
             {"key": f"{f.callback}/{f.metric}.{f.name}", "label": a.label, "better": a.better, "unit": a.unit}
             for f, a in abouts.items()
         ],
-        "runs": [_run(run, figures) for run in runs],
-        "rows": _rows(runs, figures, pictures),
+        "runs": [_run(run, abouts) for run in runs],
+        "rows": _rows(runs, abouts, pictures),
         "noise": noise_charts(runs),
         "figures": _figures(runs, pictures),
         "problems": problems,
     }
 
 
-def _run(run: RunResults, figures: Sequence[Figure]) -> dict[str, Any]:
+def _run(run: RunResults, abouts: Mapping[Figure, About]) -> dict[str, Any]:
     done, failed = run.done, run.failed
     start: Mapping[str, Any] = run.starts[-1] if run.starts else {}
     own, fixed = summaries(run), fixed_rows(run)
@@ -65,9 +64,9 @@ def _run(run: RunResults, figures: Sequence[Figure]) -> dict[str, Any]:
         "total": len(run.samples),
         "done": len(done),
         "failed": len(failed),
-        "metrics": [own[figure].as_dict() if figure in own else None for figure in figures],
+        "metrics": [own[figure].shown(about) if figure in own else None for figure, about in abouts.items()],
         "fixed": {
-            row: [values[figure].as_dict() if figure in values else None for figure in figures]
+            row: [values[figure].shown(about) if figure in values else None for figure, about in abouts.items()]
             for row, values in fixed.items()
         },
         **cost(run),
@@ -81,7 +80,7 @@ def _run(run: RunResults, figures: Sequence[Figure]) -> dict[str, Any]:
     }
 
 
-def _rows(runs: Sequence[RunResults], figures: Sequence[Figure], pictures: Pictures) -> list[dict[str, Any]]:
+def _rows(runs: Sequence[RunResults], abouts: Mapping[Figure, About], pictures: Pictures) -> list[dict[str, Any]]:
     """Line samples up across runs; the same id with another picture or prompt is another row."""
     found: dict[tuple[str, str], list[Cell | None]] = {}
     for index, run in enumerate(runs):
@@ -93,12 +92,12 @@ def _rows(runs: Sequence[RunResults], figures: Sequence[Figure], pictures: Pictu
     rows = []
     for (name, _), cells in found.items():
         contents[name] = contents.get(name, 0) + 1
-        rows.append(_row(name, contents[name], cells, figures, pictures))
+        rows.append(_row(name, contents[name], cells, abouts, pictures))
     return rows
 
 
 def _row(
-    name: str, version: int, cells: Sequence[Cell | None], figures: Sequence[Figure], pictures: Pictures
+    name: str, version: int, cells: Sequence[Cell | None], abouts: Mapping[Figure, About], pictures: Pictures
 ) -> dict[str, Any]:
     shown = next((cell for cell in cells if cell is not None and cell.meta), None)
     meta: Mapping[str, Any] = shown.meta if shown is not None else {}
@@ -116,11 +115,11 @@ def _row(
         "negative": str(prompts.get("negative") or ""),
         "size": [columns, rows],
         "picture": _picture(holder, _named(holder, "source"), pictures) if holder is not None else None,
-        "cells": [None if cell is None else _cell(cell, figures, pictures) for cell in cells],
+        "cells": [None if cell is None else _cell(cell, abouts, pictures) for cell in cells],
     }
 
 
-def _cell(cell: Cell, figures: Sequence[Figure], pictures: Pictures) -> dict[str, Any]:
+def _cell(cell: Cell, abouts: Mapping[Figure, About], pictures: Pictures) -> dict[str, Any]:
     if not cell.done:
         return {"failed": cell.entry.reason or "no reason was noted"}
     names = pictures_in(cell.files)
@@ -129,7 +128,7 @@ def _cell(cell: Cell, figures: Sequence[Figure], pictures: Pictures) -> dict[str
     described: dict[str, Any] = {
         "edits": [_picture(cell, name, pictures) for name in names if _EDIT.fullmatch(Path(name).stem)],
         "reconstruction": pictures.full(cell, reconstruction) if reconstruction else "",
-        "metrics": [values.get(figure) for figure in figures],
+        "metrics": [about.shown(values.get(figure)) for figure, about in abouts.items()],
         "evaluations": (cell.meta.get("evaluations") or {}).get("total", {}).get("samples"),
         "seconds": cell.entry.details.get("seconds"),
         "words": [],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.report.results import Cell, RunResults
-from framework.report.summary import read_json
+from framework.report.summary import in_words, read_json
 
 MOST_FOLDED = 64
 """Most samples of an unfinished run that are folded for a preview."""
@@ -40,7 +40,7 @@ def noise_charts(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
             for rows in (value for value in summary.values() if _is_table(value)):
                 about = {"run": index, "of": str(summary.get("of") or ""), "images": summary.get("images")}
                 for name, line in _lines(rows):
-                    chart = charts.setdefault((source, name), {"name": name.replace("_", " "), "source": source})
+                    chart = charts.setdefault((source, name), {"name": in_words(name), "source": source})
                     chart.setdefault("lines", []).append({**about, **line})
     several = {name for _, name in charts if sum(other == name for _, other in charts) > 1}
     for (source, name), chart in charts.items():

@@ -53,6 +53,11 @@ def write_report(paths: Sequence[Path], output: Path | None = None, *, single_fi
     return output
 
 
+def after_run(root: Path) -> str:
+    """Leave a report in the output folder of a run that has ended; returns where it is."""
+    return str(write_report([root]))
+
+
 def render_page(document: dict[str, Any]) -> str:
     """Return the page of a document. Nothing but its own script and style runs, and nothing is fetched but pictures."""
     script, style = script_text(), (ASSETS / "report.css").read_text("utf-8")

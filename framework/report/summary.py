@@ -13,6 +13,7 @@ from framework.report.results import Cell, RunResults
 
 EDIT = "edit"
 """Row of the edits themselves in a sample's measurements; the others are fixed rows."""
+_ABBREVIATIONS = frozenset({"psnr", "ssim", "lpips", "mse", "clip", "dino", "iou", "kl", "ks", "rms", "dc", "fid"})
 
 Better = Literal["higher", "lower", ""]
 
@@ -38,11 +39,17 @@ class About:
         label: Its name, for people; different for every figure of a report.
         better: Which direction is better, empty if nobody said.
         unit: "dB", ...; empty for a plain number.
+        scale: What a value is multiplied by before it is shown.
     """
 
     label: str
     better: Better
     unit: str
+    scale: float = 1.0
+
+    def shown(self, value: float | None) -> float | None:
+        """Return a value as it is shown."""
+        return None if value is None else value * self.scale
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,9 @@ class Summary:
     n: int
     of: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for json."""
-        return {"mean": self.mean, "sd": self.deviation, "n": self.n, "of": self.of}
+    def shown(self, about: About) -> dict[str, Any]:
+        """Return plain values for json, as they are shown."""
+        return {"mean": about.shown(self.mean), "sd": about.shown(self.deviation), "n": self.n, "of": self.of}
 
 
 def summarise(values: Sequence[float | None]) -> Summary:
@@ -110,7 +117,7 @@ def figures_of(runs: Sequence[RunResults]) -> dict[Figure, About]:
     Directions and units are those that the runs noted when they started or when they ended.
     """
     order: dict[Figure, None] = {}
-    known: dict[Figure, tuple[Better, str]] = {}
+    known: dict[Figure, tuple[Better, str, float]] = {}
     for run in runs:
         for cell in run.done:
             order |= dict.fromkeys(figure for figure, _ in measured(cell))
@@ -122,10 +129,10 @@ def figures_of(runs: Sequence[RunResults]) -> dict[Figure, About]:
     names = [figure.name for figure in order]
     abouts = {}
     for figure in order:
-        label = figure.name.replace("_", " ")
+        label = in_words(figure.name)
         if names.count(figure.name) > 1:
             label = f"{figure.metric} {label}"
-        abouts[figure] = About(label, *known.get(figure, ("", "")))
+        abouts[figure] = About(label, *known.get(figure, ("", "", 1.0)))
     return abouts
 
 
@@ -158,13 +165,22 @@ def read_json(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _described(callback: str, about: Any) -> dict[Figure, tuple[Better, str]]:
-    found: dict[Figure, tuple[Better, str]] = {}
+def in_words(name: str) -> str:
+    """Return the name of a figure for people: `truth_psnr` -> "truth PSNR"."""
+    words = name.replace("_", " ").split()
+    return " ".join(word.upper() if word.lower() in _ABBREVIATIONS else word for word in words)
+
+
+def _described(callback: str, about: Any) -> dict[Figure, tuple[Better, str, float]]:
+    found: dict[Figure, tuple[Better, str, float]] = {}
     for metric, group in _mapping(_mapping(about).get("figures")).items():
         for name, figure in _mapping(group).items():
-            better = _mapping(figure).get("better")
+            values = _mapping(figure)
+            better = values.get("better")
             direction: Better = better if better in ("higher", "lower") else ""
-            found[Figure(callback, metric, name)] = direction, str(_mapping(figure).get("unit") or "")
+            scale = _number(values.get("scale")) or 1.0
+            unit = " ".join(filter(None, [str(values.get("unit") or ""), f"x{scale:g}" if scale != 1 else ""]))
+            found[Figure(callback, metric, name)] = direction, unit, scale
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(hours=12)
 """How long a rank waits for the slowest one at the end. One that died is noticed at once, whatever this is."""
+
+AFTERWARDS = "invedit.afterwards"
+"""Entry points called with the output folder when all of its runs have ended; each returns what to tell, or None."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +84,7 @@ def launch(
             variants = _plan(experiments, root, writable=leader, allow_changed=allow_changed)
             codes = [_run(variant, interrupts, force=force) for variant in variants]
             if leader:
-                print(f"dashboard  tensorboard --logdir {root}")
+                _afterwards(root)
     except Stopped as stop:
         _say_error(f"{stop}. Finished samples are kept; the same command goes on with the others.")
         return stop.code
@@ -88,6 +92,21 @@ def launch(
         _say_error(str(problem))
         return 1
     return max([*codes, int(interrupts.children_failed)], default=0)
+
+
+def _afterwards(root: Path) -> None:
+    """Let everything that is installed for it look at the results; a run that is done cannot fail any more."""
+    for entry in sorted(importlib.metadata.entry_points(group=AFTERWARDS), key=lambda entry: entry.name):
+        try:
+            said = entry.load()(root)
+        except Exception as problem:
+            _log.warning(
+                "%s could not be made (%s: %s); the run is whole.", entry.name, type(problem).__name__, problem
+            )
+            continue
+        if said:
+            print(f"{entry.name:<11}{said}")
+    print(f"{'dashboard':<11}invedit dashboard {root}")
 
 
 def is_leader() -> bool:

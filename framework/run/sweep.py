@@ -20,7 +20,17 @@ FIXED = ("base", "sweep", "output")
 
 MOST_VARIANTS = 10_000
 _LONGEST_NAME = 100
-_TAKEN = ("samples", "records", "events", "config.yaml", "report.html", "run.lock", "manifest.lock.jsonl")
+_TAKEN = (
+    "samples",
+    "records",
+    "events",
+    "config.yaml",
+    "statistics",
+    "report.html",
+    "report_files",
+    "run.lock",
+    "manifest.lock.jsonl",
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
+from framework.callback import EditCallback
 from framework.data.frames import restore, to_picture
 from framework.data.readers.source import DataSource
 from framework.data.sample import EditBatch, EditSample, Frame
@@ -156,7 +157,12 @@ class ResultWriter(Callback):
             "pid": os.getpid(),
         }
         self._store.journal = Journal(self._store.records, trainer.global_rank)
-        self._store.journal.note("start", {**self._about, "time": time.time(), "environment": environment()})
+        about = {
+            "time": time.time(),
+            "environment": environment(),
+            "measures": _measures(getattr(trainer, "callbacks", ())),
+        }
+        self._store.journal.note("start", {**self._about, **about})
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals back, which Lightning has just taken."""
@@ -249,6 +255,15 @@ def environment() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()
     return found
+
+
+def _measures(callbacks: Iterable[Any]) -> dict[str, Any]:
+    """Say how the figures of metrics are to be read, for those who look at a run before its tables are written."""
+    return {
+        callback.name: {"figures": {m.name: {f.name: f.about() for f in m.figures} for m in callback.metrics}}
+        for callback in callbacks
+        if isinstance(callback, EditCallback) and hasattr(callback, "metrics")
+    }
 
 
 def _memory() -> dict[str, int]:

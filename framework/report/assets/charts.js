@@ -5,7 +5,7 @@ import { colour, el, image, number, refill, runName, svg } from "./dom.js";
 const W = 380, H = 230, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 30;
 
 /** Round places on an axis, about `count` of them, that cover low to high. */
-export function ticks(low, high, count = 4) {
+export function ticks(low, high, count = 6) {
   if (!(high > low)) return [low];
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -49,7 +49,7 @@ function chart(doc, about, hidden) {
   const px = (x) => LEFT + ((x - x0) / (x1 - x0)) * (W - LEFT - RIGHT);
   const py = (y) => Math.min(H, Math.max(0, H - BOTTOM - ((measure(y) - y0) / (y1 - y0)) * (H - TOP - BOTTOM)));
   const marks = log
-    ? ticks(Math.ceil(y0), Math.floor(y1), 4).filter(Number.isInteger).map((power) => 10 ** power)
+    ? ticks(Math.ceil(y0), Math.floor(y1), 5).filter(Number.isInteger).map((power) => 10 ** power)
     : ticks(y0, y1);
   const name = `${about.name}${about.unit ? ` (${about.unit})` : ""}`;
   const rule = svg("line", { class: "rule", y1: TOP, y2: H - BOTTOM, visibility: "hidden" });

@@ -91,7 +91,7 @@ export function createGrid(open) {
   const type = choice("edit type", [], change("type"));
   const status = choice("which samples", [["", "all samples"], ["failed", "with failures"], ["notes", "with notes"], ["partial", "not finished everywhere"]], change("status"));
   const text = el("input", { type: "search", placeholder: "search ids and prompts", "aria-label": "search ids and prompts", oninput: () => change("text")(text.value) });
-  const size = el("input", { type: "range", min: 80, max: 320, step: 10, value: 150, "aria-label": "size of pictures",
+  const size = el("input", { type: "range", min: 80, max: 320, step: 10, value: 180, "aria-label": "size of pictures",
     oninput: () => list.style.setProperty("--cell", `${size.value}px`) });
   const chips = el("div", { class: "chips", role: "group", "aria-label": "methods" });
   const tools = el("div", { class: "tools" }, modes, gain, sort, of, direction, type, status, text, el("label", { class: "size" }, "size", size), chips, count);
@@ -161,7 +161,8 @@ export function createGrid(open) {
     of.hidden = direction.hidden = metric < 0;
     const better = doc.metrics[metric]?.better;
     refill(direction, better ? (state.worst ? "worst first" : "best first") : (state.worst ? "smallest first" : "largest first"));
-    refill(count, `${kept.length} of ${doc.rows.length} samples`);
+    const below = metricShown >= 0 ? `; numbers: ${doc.metrics[metricShown].label}` : "";
+    refill(count, `${kept.length} of ${doc.rows.length} samples${below}`);
     refill(list, kept.length ? [] : el("p", { class: "none" }, doc.rows.length ? "No sample fits." : "No sample is finished yet."));
     built = 0;
     more(keep);
