@@ -34,13 +34,21 @@ class MaskOverlap(EditCallback):
     without a mask or with an empty one. Figures are means over steps, and over the draws of an image.
 
     Args:
+        of: Name under which the guidance shows them; LEDITS++ has "masks", and with an intersection its two sides
+            "noise_masks" and "attention_masks" too. Several callbacks of one run may look at different ones.
         plots: Draw the figure at the end of a run.
     """
 
-    def __init__(self, *, plots: bool = True) -> None:
+    def __init__(self, *, of: str = "masks", plots: bool = True) -> None:
+        self.of = of
         self.plots = plots
         self._truth: Tensor | None = None
         self._areas: list[Tensor] = []
+
+    @property
+    def name(self) -> str:
+        """Prefix of the measurements; with other masks than "masks", their name is part of it."""
+        return type(self).__name__ if self.of == "masks" else f"{type(self).__name__}-{self.of}"
 
     def on_edit_start(self, trainer: Trainer | None, module: EditModule, batch: EditBatch) -> None:
         self._areas = []
@@ -50,7 +58,7 @@ class MaskOverlap(EditCallback):
         self._areas, self._truth = [], None
 
     def on_denoise_step(self, trainer: Trainer | None, module: EditModule, step: Step) -> None:
-        masks = step.found.get("masks")
+        masks = step.found.get(self.of)
         if masks is None or self._truth is None:
             return
         found = masks.detach().amax(1, keepdim=True).double()

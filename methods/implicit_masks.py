@@ -133,6 +133,7 @@ class MaskState:
         tokens: [K, B] number of tokens of each concept; None where no attention is read.
         first: Interval of the first step, from which warm-up counts.
         masks: [B, K, h, w] masks of the last step in {0, 1}, 0 for inactive concepts.
+        parts: The masks that were intersected, by name, same shape; empty where there is one only.
         guidance: [B, C, h, w] sum of the concepts' terms of the last step.
     """
 
@@ -140,6 +141,7 @@ class MaskState:
     tokens: Tensor | None = None
     first: int | None = None
     masks: Tensor | None = None
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
     guidance: Tensor | None = None
 
 
@@ -245,32 +247,41 @@ class ImplicitMaskGuidance(Guidance):
         predictions = network(z, rows)
         results: dict[Stream, Tensor] = {stream: guided(predictions, stream, scale) for stream in others}
         uncond = predictions[Row(Stream.TARGET, UNCOND)]
-        masks, term = None, torch.zeros_like(uncond)
+        masks, parts, term = None, {}, torch.zeros_like(uncond)
         if count:
             estimates = torch.stack([predictions[Row(Stream.TARGET, concept(k))] for k in range(count)])
             d = now.concepts.directions(estimates, uncond)
             if self.user_mask and ctx.masks is not None:
                 d = d * ctx.masks
             intersect = self.variant == "repo" or ctx.schedule.levels[i].t <= INTERSECTS_FROM
-            masks = now.concepts.acting(i - first)[..., None, None] & self._masks(d, now, maps, intersect=intersect)
+            acting = now.concepts.acting(i - first)[..., None, None]
+            parts = {name: acting & part for name, part in self._masks(d, now, maps, intersect=intersect).items()}
+            masks = torch.stack(list(parts.values())).all(0)
             weight = now.concepts.weight if self.variant == "repo" else now.concepts.present.to(d.dtype)
             term = (per_image(weight, d) * masks[:, :, None] * d).sum(0)
-            masks = masks.transpose(0, 1).to(d.dtype)
+            masks, *others = (part.transpose(0, 1).to(d.dtype) for part in (masks, *parts.values()))
+            parts = dict(zip(parts, others, strict=True)) if len(parts) > 1 else {}
         results[Stream.TARGET] = uncond + term
-        return latents(results), replace(now, first=first, masks=masks, guidance=term)
+        return latents(results), replace(now, first=first, masks=masks, parts=parts, guidance=term)
 
-    def _masks(self, d: Tensor, now: MaskState, maps: Maps | None, *, intersect: bool) -> Tensor:
-        """Return [K, B, h, w] masks, True = edit."""
+    def _masks(self, d: Tensor, now: MaskState, maps: Maps | None, *, intersect: bool) -> dict[str, Tensor]:
+        """Return the masks that are to be intersected, [K, B, h, w] each, True = edit."""
         threshold = now.concepts.threshold
         if self.mask == "noise":
-            return noise_mask(d, threshold)
+            return {"noise_masks": noise_mask(d, threshold)}
         assert maps is not None and now.tokens is not None
-        attended = attention_mask(maps.mean(now.concepts.count).to(d.dtype), now.tokens, threshold, d.shape[-2:])
-        return attended & noise_mask(d, threshold) if self.mask == "intersection" and intersect else attended
+        means = maps.mean(now.concepts.count).to(d.dtype)
+        masks = {"attention_masks": attention_mask(means, now.tokens, threshold, d.shape[-2:])}
+        if self.mask == "intersection" and intersect:
+            masks["noise_masks"] = noise_mask(d, threshold)
+        return masks
 
     def found(self, state: State) -> Mapping[str, Tensor]:
-        """Return `semantic_guidance` [B, C, h, w] and `masks` [B, K, h, w] of the last step."""
-        found = {"semantic_guidance": state.guidance, "masks": state.masks}
+        """Return `semantic_guidance` [B, C, h, w] and `masks` [B, K, h, w] of the last step, and what was intersected.
+
+        With an intersection, `noise_masks` and `attention_masks` are its two sides.
+        """
+        found = {"semantic_guidance": state.guidance, "masks": state.masks, **state.parts}
         return {name: value for name, value in found.items() if value is not None}
 
 

@@ -433,7 +433,7 @@ def test_guidance_at_one_is_refused_with_null_text(make: Make) -> None:  # noqa:
 
 
 def test_references_without_a_trajectory_are_refused_with_both_names(make: Make) -> None:  # noqa: F811
-    with pytest.raises(SettingsError, match="NoiseMapGuidance needs .* NoInversion"):
+    with pytest.raises(SettingsError, match=r"NoiseMapGuidance needs .* NoInversion"):
         make(SDEdit, guidance=NoiseMapGuidance())
 
 
