@@ -10,6 +10,8 @@ __getattr__, __all__ = lazy_exports(
         "ddim": ["DDIM", "DDIMInversion"],
         "direct_inversion": ["DirectDDIM", "DirectInversion"],
         "edit_friendly": ["EditFriendlyDDPM", "EditFriendlyInversion"],
+        "flowalign": ["AlignedDifference", "FlowAlign", "SourceAsUnconditional"],
+        "flowedit": ["FlowEdit", "VelocityDifference"],
         "implicit_masks": ["ImplicitMaskGuidance", "MaskedConcept"],
         "infedit": ["InfEdit", "VirtualInversion"],
         "ledits": ["LEDITS", "FaceConcept", "LeditsConcept", "ObjectConcept", "StyleConcept"],
@@ -27,5 +29,6 @@ __getattr__, __all__ = lazy_exports(
         "turbo_edit": ["ShiftedInversion", "TurboEdit"],
         "sega": ["SEGA", "PureNoise", "SemanticGuidance"],
         "unified_attention": ["UnifiedAttention"],
+        "uniedit_flow": ["UniEditFlow", "UniInversion", "VelocityFusion"],
     },
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import methods
-from framework.backbones import StableDiffusion
+from framework.backbones import SD3, StableDiffusion
 from framework.data.sample import EditBatch, EditSample, Frame
 from framework.guidance import ClassifierFree
 from framework.module import EditModule
@@ -29,6 +29,8 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "DirectDDIM": {"steps": 4},
     "EditFriendlyDDPM": {"steps": 4, "skip": 1},
     "InfEdit": {"steps": 4, "strength": 0.75, "controls": []},
+    "FlowAlign": {"steps": 4},
+    "FlowEdit": {"steps": 4, "n_max": 3},
     "LEDITS": {
         "steps": 4,
         "skip": 1,
@@ -45,6 +47,7 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "LEDITSPP": {"steps": 4, "guidance": ImplicitMaskGuidance([MaskedConcept("snow")], mask="intersection")},
     "SDEdit": {"steps": 4, "strength": 0.75},
     "TurboEdit": {"steps": 4},
+    "UniEditFlow": {"steps": 4, "alpha": 0.75},
     "SEGA": {"steps": 4, "guidance": SemanticGuidance([Concept("snow", warmup=1, threshold=0.7)])},
 }
 """Settings with which each method runs in a moment; a new method has to be entered here."""
@@ -69,12 +72,24 @@ def network() -> StableDiffusion:
     return backbone
 
 
+@pytest.fixture(scope="session")
+def flow_network() -> SD3:
+    """The tiny random Stable Diffusion 3, in float64 and with few text positions."""
+    backbone = SD3(str(MODELS / "tiny-sd3"), dtype="float64", max_sequence_length=4)
+    backbone.load()
+    return backbone
+
+
 @pytest.fixture
-def make(network: StableDiffusion) -> Callable[..., EditModule]:
-    """Build a method on the tiny network with few steps."""
+def make(network: StableDiffusion, flow_network: SD3) -> Callable[..., EditModule]:
+    """Build a method with few steps on the tiny diffusion model, or on the tiny flow model if it is one for flows."""
 
     def build(method: type[EditModule], **settings: Any) -> EditModule:
-        return method(**{"backbone": network, **FEW_STEPS[method.__name__], **settings})
+        settings = {**FEW_STEPS[method.__name__], **settings}
+        if "backbone" in settings:
+            return method(**settings)
+        module = method(network, **settings)
+        return module if network.form in module.inversion.forms else method(flow_network, **settings)
 
     return build
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from framework.backbones import StableDiffusion
 from framework.callback import EditCallback
 from framework.guidance import ClassifierFree
 from framework.module import EditModule
@@ -173,7 +174,7 @@ def test_what_the_methods_hook_returns_replaces_the_result(method: type[EditModu
 
 def test_network_and_weights_are_left_as_they_were_found(method: type[EditModule], make: Make) -> None:
     module = make(method)
-    unet = module.backbone.unet
+    unet: Any = module.backbone.unet if isinstance(module.backbone, StableDiffusion) else module.backbone.transformer
     processors = dict(unet.attn_processors)
     weights = {name: (parameter.data_ptr(), parameter._version) for name, parameter in unet.named_parameters()}
 
@@ -209,11 +210,22 @@ def test_evaluations_equal_the_formula(method: type[EditModule], make: Make) -> 
     images, steps = 2, 4
     name = method.__name__
     family = (
-        "DDIM", "DirectDDIM", "MasaCtrl", "PlugAndPlay", "NMG", "NegativePrompt", "NullText", "ProxEdit",
+        "DDIM",
+        "DirectDDIM",
+        "MasaCtrl",
+        "PlugAndPlay",
+        "NMG",
+        "NegativePrompt",
+        "NullText",
+        "ProxEdit",
     )
     family += ("TurboEdit",)
-    executed = 4 if name in (*family, "LEDITSPP", "SEGA") else 3
-    inverted = 4 if name in (*family, "EditFriendlyDDPM", "LEDITS", "LEDITSPP") else {"CycleDiffusion": 3}.get(name, 0)
+    executed = 4 if name in (*family, "LEDITSPP", "SEGA", "FlowAlign") else 3
+    inverted = (
+        4
+        if name in (*family, "EditFriendlyDDPM", "LEDITS", "LEDITSPP")
+        else {"CycleDiffusion": 3, "UniEditFlow": 4}.get(name, 0)
+    )
     source_rows = {"SDEdit": 0, "SEGA": 0, "NegativePrompt": 1, "ProxEdit": 1, "TurboEdit": 1}.get(name, 2)
     optimised = 2 * 4 if name == "NullText" else 0
     found = optimised + 2 * 4 if optimised else 0  # with the conditional prediction, and the one with the result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -15,17 +16,22 @@ from tests.laws.conftest import FEW_STEPS, method_classes
 from tests.run.toy import Run, run_ranks, tree
 
 
-def _without_attention() -> list[type[EditModule]]:
-    """Every method that does not need attention, which the mixture does not have."""
-    network = GaussianMixture([0.0, 1.0], 0.5)
+def _without_attention(kind: Literal["diffusion", "flow"]) -> list[type[EditModule]]:
+    """Every method for a kind of model that does not need attention, which the mixture does not have."""
+    network = GaussianMixture([0.0, 1.0], 0.5, kind=kind)
     built = {method: method(backbone=network, **FEW_STEPS[method.__name__]) for method in method_classes()}
-    return [method for method, module in built.items() if not any(map(asks_for_places, module.controls))]
+    return [
+        method
+        for method, module in built.items()
+        if not any(map(asks_for_places, (*module.controls, *module.guidance.controls())))
+        and network.form in module.inversion.forms
+    ]
 
 
-METHODS = _without_attention()
+METHODS = {kind: _without_attention(kind) for kind in ("diffusion", "flow")}
 
 
-def _experiment(folder: Path, count: int) -> Path:
+def _experiment(folder: Path, count: int, kind: str) -> Path:
     pictures = folder / "pictures"
     pictures.mkdir(parents=True)
     for index in range(count):
@@ -42,7 +48,7 @@ def _experiment(folder: Path, count: int) -> Path:
                 if value == [] or isinstance(value, (int, float, str))
             },
         }
-        for method in METHODS
+        for method in METHODS[kind]
     }
     path = folder / "all.yaml"
     path.write_text(
@@ -52,6 +58,7 @@ def _experiment(folder: Path, count: int) -> Path:
                     "_target_": "framework.backbones.GaussianMixture",
                     "means": [0.0, 1.0],
                     "variances": 0.5,
+                    "kind": kind,
                     "texts": {"low": [1, 0], "high": [0, 1]},
                 },
                 "data": {
@@ -66,9 +73,11 @@ def _experiment(folder: Path, count: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("count", [5, 3, 1])
-def test_every_method_writes_the_same_bytes_with_one_process_and_with_two(tmp_path: Path, count: int) -> None:
-    experiment = _experiment(tmp_path, count)
+@pytest.mark.parametrize(("count", "kind"), [(5, "diffusion"), (3, "diffusion"), (1, "diffusion"), (3, "flow")])
+def test_every_method_writes_the_same_bytes_with_one_process_and_with_two(
+    tmp_path: Path, count: int, kind: str
+) -> None:
+    experiment = _experiment(tmp_path, count, kind)
 
     one = Run(experiment, tmp_path / "one")
     assert one.wait() == 0, one.said()
@@ -76,8 +85,8 @@ def test_every_method_writes_the_same_bytes_with_one_process_and_with_two(tmp_pa
     assert [run.wait() for run in two] == [0, 0], [run.said() for run in two]
 
     alone, shared = _results(tmp_path / "one"), _results(tmp_path / "two")
-    assert {name.split("/")[0] for name in alone} == {method.__name__ for method in METHODS}
-    assert sum(name.endswith("edit.png") for name in alone) == count * len(METHODS)
+    assert {name.split("/")[0] for name in alone} == {method.__name__ for method in METHODS[kind]}
+    assert sum(name.endswith("edit.png") for name in alone) == count * len(METHODS[kind])
     assert set(alone) == set(shared)
     assert [name for name in alone if alone[name] != shared[name]] == []
 

@@ -9,6 +9,7 @@ from typing import Any
 from tests.parity.case import Case
 from tests.parity.replays.ddim import replay_ddim
 from tests.parity.replays.direct_inversion import replay_direct_inversion
+from tests.parity.replays.flow_editing import replay_flowalign, replay_flowedit, replay_uniedit_flow
 from tests.parity.replays.infedit import replay_infedit
 from tests.parity.replays.ledits import replay_ledits
 from tests.parity.replays.ledits_pp import replay_ledits_pp, replay_ledits_pp_repo
@@ -29,6 +30,9 @@ REPLAYS: Mapping[str, Callable[[Case, Path], Mapping[str, Any]]] = {
     "ddim": replay_ddim,
     "ddpm_inversion": replay_ddpm_inversion,
     "direct_inversion": replay_direct_inversion,
+    "flowalign": replay_flowalign,
+    "flowedit_flux": replay_flowedit,
+    "flowedit_sd3": replay_flowedit,
     "infedit": replay_infedit,
     "ledits": replay_ledits,
     "ledits_pp": replay_ledits_pp,
@@ -44,4 +48,5 @@ REPLAYS: Mapping[str, Callable[[Case, Path], Mapping[str, Any]]] = {
     "prompt_to_prompt": replay_prompt_to_prompt,
     "sdedit": replay_sdedit,
     "sega": replay_sega,
+    "uniedit_flow": replay_uniedit_flow,
 }

@@ -1,0 +1,92 @@
+"""Replaying on flow transformers: text embeddings are computed with the model from a case's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.backbones import SD3, Flux
+from framework.module import EditModule
+from framework.network import Network
+from framework.schedule import Schedule
+from framework.step import COND, UNCOND, Condition, Row, Stream
+from tests.parity.case import Case
+from tests.parity.latent import LatentRun
+
+
+@lru_cache(maxsize=2)
+def flow_backbone(models: Path, name: str, positions: int | None = None) -> SD3 | Flux:
+    """Load a tiny flow transformer in float64, once; `positions` is the `max_sequence_length` of its T5."""
+    kind: Any = SD3 if name == "tiny-sd3" else Flux
+    backbone: SD3 | Flux = kind(
+        str(models / name), dtype="float64", **({} if positions is None else {"max_sequence_length": positions})
+    )
+    backbone.load()
+    return backbone
+
+
+def backbone_of(case: Case, models: Path) -> SD3 | Flux:
+    """Return the case's network."""
+    return flow_backbone(models, case.models[0], case.settings.get("max_sequence_length"))
+
+
+@dataclass
+class Calls:
+    """Keeps what a network was called with: rows and times of every call."""
+
+    rows: list[Tensor] = field(default_factory=list)
+    times: list[Tensor] = field(default_factory=list)
+
+    def listen(self, network: Network) -> None:
+        """Keep every call of this network."""
+        evaluate = network.evaluate
+
+        def kept(z: Tensor, t: Tensor, condition: Condition, **more: Any) -> Tensor:
+            self.rows.append(z)
+            self.times.append(t)
+            return evaluate(z, t, condition, **more)
+
+        network.evaluate = kept  # type: ignore[method-assign]
+
+    @property
+    def told(self) -> Tensor:
+        """Time of every call, [calls]."""
+        return torch.stack([times[0] for times in self.times])
+
+
+class FlowRun(LatentRun):
+    """One method on given latents of a flow, with the conditions of a case's prompts; `calls` keeps its network calls.
+
+    Args:
+        module: The method.
+        case: Whose prompts and latents it gets; a dynamic shift is that of the latents.
+        draws: Purpose of a draw -> [count, B, C, H, W].
+    """
+
+    def __init__(self, module: EditModule, case: Case, draws: Mapping[str, Tensor]) -> None:
+        super().__init__(module, {}, draws)
+        self.z0 = case.input("in.z0")
+        schedule: Schedule = module.edit_schedule.for_size(self.z0.shape[-2:])
+        prompts = case.prompts
+        empty = prompts.get("inversion", "")
+        texts = {
+            Row(Stream.SOURCE, COND): prompts["source"],
+            Row(Stream.SOURCE, UNCOND): empty,
+            Row(Stream.TARGET, COND): prompts["target"],
+            Row(Stream.TARGET, UNCOND): prompts.get("negative", ""),
+            Row(Stream.LAYOUT, COND): prompts["source"],
+        }
+        conditions = {text: module.backbone.encode_prompt([text]) for text in texts.values()}
+        self.ctx = replace(
+            self.ctx, schedule=schedule, conditions={row: conditions[text] for row, text in texts.items()}
+        )
+        self.network = Network(module.backbone, schedule)
+        self.calls = Calls()
+        self.calls.listen(self.network)
+        module.edit_schedule = schedule
