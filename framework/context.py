@@ -17,6 +17,24 @@ Draw = Callable[[str, int], Tensor]
 
 
 @dataclass(frozen=True)
+class MovedPrompt:
+    """A prompt whose features are moved along an edit direction, the difference of two sets' mean features.
+
+    Attributes:
+        text: The prompt itself.
+        away, towards: Sentences about what is there, and about what shall be there; at least one each.
+    """
+
+    text: str
+    away: tuple[str, ...]
+    towards: tuple[str, ...]
+
+
+Prompt = str | MovedPrompt
+"""What a row of the network is conditioned on."""
+
+
+@dataclass(frozen=True)
 class Texts:
     """Prompts of a batch, one per image each; edit concepts and the like are in the samples' `extra`."""
 

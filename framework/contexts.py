@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from framework.backbones.base import Backbone
-from framework.context import Context, Draw, Texts
+from framework.context import Context, Draw, Prompt, Texts
 from framework.data.sample import EditSample
 from framework.guidance import Guidance
 from framework.schedule import Schedule
@@ -17,7 +17,7 @@ from framework.step import COND, UNCOND, Condition, Latents, Row, Step, Stream
 
 def context_of(
     samples: Sequence[EditSample],
-    condition: Callable[[Sequence[str]], Condition],
+    condition: Callable[[Sequence[Prompt]], Condition],
     *,
     backbone: Backbone,
     guidance: Guidance,
@@ -42,7 +42,7 @@ def context_of(
         tuple(sample.negative for sample in samples),
     )
     empty = ("",) * len(samples)
-    rows: dict[Row, Sequence[str]] = {
+    rows: dict[Row, Sequence[Prompt]] = {
         Row(Stream.SOURCE, COND): texts.source,
         Row(Stream.SOURCE, UNCOND): empty,
         Row(Stream.TARGET, COND): texts.target,

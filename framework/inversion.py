@@ -115,6 +115,10 @@ class Inversion(ABC):
         """Return how many of so many steps an edit runs (skip, strength); default all."""
         return schedule_steps
 
+    def recorded(self, schedule_steps: int) -> int:
+        """Return how many intervals its records have levels for (one less than levels); default all."""
+        return schedule_steps
+
     def suits(self, guidance: Guidance) -> list[str]:
         """Return the problems of denoising its records with this guidance, each with both names; default none."""
         del guidance
@@ -212,6 +216,10 @@ class InversionAround(Inversion):
     def executed(self, schedule_steps: int) -> int:
         """Run as many steps as the base."""
         return self.base.executed(schedule_steps)
+
+    def recorded(self, schedule_steps: int) -> int:
+        """Record as many intervals as the base."""
+        return self.base.recorded(schedule_steps)
 
     def suits(self, guidance: Guidance) -> list[str]:
         """Return the base's problems."""

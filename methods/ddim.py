@@ -12,7 +12,7 @@ not known yet; the conventions in circulation differ in which levels are joined 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, Unpack
+from typing import ClassVar, Literal, NamedTuple, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -28,7 +28,11 @@ from framework.reference import Reference
 from framework.schedule import Level, Schedule, ScheduleOptions, ddim_step
 from framework.step import Latents, Need, same_start
 
-Convention = Literal["next_step", "input_level", "course_snippet", "diffusers"]
+Convention = Literal["next_step", "input_level", "course_snippet", "diffusers", "pix2pix_zero", "pix2pix_zero_all"]
+
+
+SHORT = ("course_snippet", "pix2pix_zero")
+"""Conventions that leave out the first and the last timestep."""
 
 
 class InversionStep(NamedTuple):
@@ -55,6 +59,9 @@ def inversion_path(schedule: Schedule, convention: Convention) -> list[Inversion
     - "input_level" (its form of versions 0.14 to 0.18, used by Noise Map Guidance): from every timestep one stride up,
       the last to the end of training; the network is told the level it leaves.
     - "course_snippet" (Hugging Face diffusion course, unit 4): as "next_step" without the first and the last timestep.
+    - "pix2pix_zero" (its authors): without the first and the last timestep, from one training step below the timestep
+      to one stride above that; the network is told the timestep. The clean latent counts as one of the first stride.
+    - "pix2pix_zero_all" (PIE-Bench): the same over all timesteps, the last to the end of training.
     """
     n, levels = schedule.num_steps, schedule.levels
     ascending = list(range(n - 1, -1, -1))
@@ -69,6 +76,18 @@ def inversion_path(schedule: Schedule, convention: Convention) -> list[Inversion
         return [
             InversionStep(i, levels[i], schedule.at_timestep(min(int(levels[i].t) + schedule.stride, last)), levels[i])
             for i in ascending
+        ]
+    if convention in ("pix2pix_zero", "pix2pix_zero_all"):
+        last = 0 if schedule.alphas_cumprod is None else len(schedule.alphas_cumprod) - 1
+        below = {i: max(0, int(levels[i].t) - 1) for i in ascending}
+        return [
+            InversionStep(
+                i,
+                schedule.at_timestep(below[i]),
+                schedule.at_timestep(min(below[i] + schedule.stride, last)),
+                levels[i],
+            )
+            for i in (ascending if convention == "pix2pix_zero_all" else ascending[1:-1])
         ]
     return [
         InversionStep(i, schedule.at_timestep(max(0, int(levels[i].t) - schedule.stride)), levels[i], levels[i])
@@ -94,7 +113,7 @@ class DDIMInversion(Inversion):
 
     def __post_init__(self) -> None:
         checks = Checks("DDIMInversion")
-        checks.one_of("convention", self.convention, ("next_step", "input_level", "course_snippet", "diffusers"))
+        checks.one_of("convention", self.convention, get_args(Convention))
         checks.between("skip", self.skip, 0, float("inf"))
         checks.done()
 
@@ -105,11 +124,20 @@ class DDIMInversion(Inversion):
     def check(self, schedule_steps: int) -> list[str]:
         """Refuse a skip that leaves no step, and a course snippet too short to have any."""
         problems = skip_problems(self.skip, schedule_steps)
-        if self.convention == "course_snippet" and schedule_steps < 3:
+        if self.convention in SHORT and schedule_steps < 3:
             problems.append(
-                f"convention=course_snippet leaves out two of steps={schedule_steps}; give at least 3 steps."
+                f"convention={self.convention} leaves out two of steps={schedule_steps}; give at least 3 steps."
             )
         return problems
+
+    def recorded(self, schedule_steps: int) -> int:
+        """Return T, or two less where the convention leaves out two."""
+        return schedule_steps - 2 * (self.convention in SHORT)
+
+    def adjusted(self, eps: Tensor, index: int, ctx: Context) -> Tensor:
+        """Change the prediction of a step of the inversion before it is used; default unchanged."""
+        del index, ctx
+        return eps
 
     def record(self, z0: Tensor, predict: RecordPredict, ctx: Context) -> Record:
         """Walk from the clean latent to noise."""
@@ -118,6 +146,7 @@ class DDIMInversion(Inversion):
         for index, step in enumerate(path):
             eps = predict(Latents(source=z), step.interval, level=step.told).source
             assert eps is not None
+            eps = self.adjusted(eps, index, ctx)
             z_next = ddim_step(z, eps, step.level, step.level_next)
             levels = (step.level, step.level_next)
             z = ctx.invert_step(index, step.interval, levels, z=z, z_next=z_next, prediction=eps)

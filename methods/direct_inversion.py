@@ -85,7 +85,7 @@ class DirectInversion(InversionAround):
         """Refuse a trajectory that does not lie along the schedule."""
         problems = self.base.check(schedule_steps)
         convention = getattr(self.base, "convention", "next_step")
-        if convention in ("course_snippet", "input_level"):
+        if convention in ("course_snippet", "input_level", "pix2pix_zero"):
             problems.append(
                 f"DirectInversion holds the source to the schedule's levels, and convention={convention} leaves them; "
                 "use convention=next_step."

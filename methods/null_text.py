@@ -112,7 +112,7 @@ class NullTextInversion(InversionAround):
         """Refuse trajectories off the schedule's levels, and a learning rate that falls to zero."""
         problems = self.base.check(schedule_steps)
         convention = self.base.convention
-        if convention in ("course_snippet", "input_level"):
+        if convention not in ("next_step", "diffusers"):
             problems.append(
                 f"null-text inversion aims at the schedule's levels, and convention={convention} leaves them; use "
                 "convention=next_step."

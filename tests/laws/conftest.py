@@ -18,6 +18,7 @@ from framework.module import EditModule
 from methods.concepts import Concept
 from methods.implicit_masks import ImplicitMaskGuidance, MaskedConcept
 from methods.noise_map_guidance import NoiseMapGuidance
+from methods.pix2pix_zero import CrossAttentionGuidance
 from methods.proximal import ProximalGuidance
 from methods.sega import SemanticGuidance
 
@@ -42,6 +43,14 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "NMG": {"steps": 4, "guidance": NoiseMapGuidance(target=3.0, source=3.0, gradient_scale=100.0)},
     "NegativePrompt": {"steps": 4},
     "NullText": {"steps": 4, "inner_steps": 2, "guidance": ClassifierFree(target=3.0, source=3.0, inversion=1.0)},
+    "Pix2PixZero": {
+        "steps": 4,
+        "convention": "pix2pix_zero_all",
+        "repeats": 1,
+        "rolls": 2,
+        # The random network's maps are so steep that a step of the usual size would amplify rounding above all else.
+        "guidance": CrossAttentionGuidance(ClassifierFree(3.0, 3.0, 1.0), amount=1e-4),
+    },
     "PlugAndPlay": {"steps": 4},
     "ProxEdit": {"steps": 4, "guidance": ProximalGuidance(target=3.0, inversion_guidance=True)},
     "LEDITSPP": {"steps": 4, "guidance": ImplicitMaskGuidance([MaskedConcept("snow")], mask="intersection")},

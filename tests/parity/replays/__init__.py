@@ -20,6 +20,7 @@ from tests.parity.replays.noise_map_guidance import replay_noise_map_guidance
 from tests.parity.replays.noise_maps import replay_cycle_diffusion, replay_ddpm_inversion
 from tests.parity.replays.noise_space import replay_noise_space_2d
 from tests.parity.replays.null_text import replay_null_text_inversion
+from tests.parity.replays.pix2pix_zero import replay_pix2pix_zero
 from tests.parity.replays.plug_and_play import replay_plug_and_play
 from tests.parity.replays.prompt_to_prompt import replay_prompt_to_prompt
 from tests.parity.replays.sdedit import replay_sdedit
@@ -43,6 +44,7 @@ REPLAYS: Mapping[str, Callable[[Case, Path], Mapping[str, Any]]] = {
     "noise_map_guidance": replay_noise_map_guidance,
     "noise_space_2d": replay_noise_space_2d,
     "null_text_inversion": replay_null_text_inversion,
+    "pix2pix-zero": replay_pix2pix_zero,
     "plug-and-play": replay_plug_and_play,
     "proximal_npi": replay_proximal_npi,
     "prompt_to_prompt": replay_prompt_to_prompt,
