@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.run.toy import Run, run_ranks, tree, write_experiment, write_pictures
 
-NAMES = ("Images", "Metrics", "NoiseCorrelation", "NoiseStatistics", "Progress", "Throughput", "Trajectory")
+NAMES = (
+    *("Images", "Metrics", "NoiseCorrelation", "NoiseStatistics", "NoiseStructure"),
+    *("Progress", "Throughput", "Trajectory"),
+)
+    "Images",
+    "Metrics",
+    "NoiseCorrelation",
+    "NoiseStatistics",
+    "NoiseStructure",
+    "Progress",
+    "Throughput",
+    "Trajectory",
+)
 CALLBACKS = [{"_target_": f"callbacks.{name}"} for name in NAMES]
 
 
@@ -42,6 +55,11 @@ def test_every_callback_leaves_its_figures(alone):
         "NoiseStatistics-variance.png",
         "NoiseStatistics.json",
         "NoiseStatistics.safetensors",
+        "NoiseStructure-channels.png",
+        "NoiseStructure-imprint.png",
+        "NoiseStructure-spectrum.png",
+        "NoiseStructure.json",
+        "NoiseStructure.safetensors",
         "Trajectory-deviation.png",
         "Trajectory.json",
         "Trajectory.safetensors",
@@ -56,6 +74,30 @@ def test_two_processes_leave_the_same_bytes_as_one(tmp_path, pictures, alone):
 
     assert [run.wait() for run in runs] == [0, 0], "\n".join(run.said() for run in runs)
     assert tree(tmp_path / "out" / "samples") == tree(alone / "samples")
+    assert tree(tmp_path / "out" / "statistics") == tree(alone / "statistics")
+
+
+def test_a_run_that_is_resumed_leaves_the_same_bytes(tmp_path, pictures, alone):
+    experiment = write_experiment(tmp_path / "e.yaml", pictures, callbacks=CALLBACKS)
+    shutil.copytree(alone, tmp_path / "out")
+    for name in ("p1", "p4"):
+        (tmp_path / "out" / "samples" / name / "statistics.safetensors").unlink()
+    shutil.rmtree(tmp_path / "out" / "statistics")
+
+    run = Run(experiment, tmp_path / "out")
+
+    assert run.wait() == 0, run.said()
+    assert "3 of 5 samples are finished already" in run.said()
+    assert tree(tmp_path / "out" / "samples") == tree(alone / "samples")
+    assert tree(tmp_path / "out" / "statistics") == tree(alone / "statistics")
+
+
+def test_more_processes_than_batches_leave_the_same_bytes(tmp_path, pictures, alone):
+    experiment = write_experiment(tmp_path / "e.yaml", pictures, callbacks=CALLBACKS)
+
+    runs = run_ranks(experiment, tmp_path / "out", 4)
+
+    assert [run.wait() for run in runs] == [0] * 4, "\n".join(run.said() for run in runs)
     assert tree(tmp_path / "out" / "statistics") == tree(alone / "statistics")
 
 
