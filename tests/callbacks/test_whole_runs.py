@@ -15,15 +15,6 @@ NAMES = (
     *("Images", "Metrics", "NoiseCorrelation", "NoiseStatistics", "NoiseStructure"),
     *("Progress", "Throughput", "Trajectory"),
 )
-    "Images",
-    "Metrics",
-    "NoiseCorrelation",
-    "NoiseStatistics",
-    "NoiseStructure",
-    "Progress",
-    "Throughput",
-    "Trajectory",
-)
 CALLBACKS = [{"_target_": f"callbacks.{name}"} for name in NAMES]
 
 
