@@ -5,9 +5,11 @@ from framework.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "blended_latents": ["BlendedLatents"],
         "concepts": ["Concept"],
         "cycle_diffusion": ["CycleDiffusion", "PosteriorInversion"],
         "ddim": ["DDIM", "DDIMInversion"],
+        "diffedit": ["DiffEdit", "DiffEditGuidance"],
         "direct_inversion": ["DirectDDIM", "DirectInversion"],
         "edit_friendly": ["EditFriendlyDDPM", "EditFriendlyInversion"],
         "flowalign": ["AlignedDifference", "FlowAlign", "SourceAsUnconditional"],

@@ -103,11 +103,13 @@ class DDIMInversion(Inversion):
         convention: Which levels are joined and which time the network is told; see `inversion_path`.
         skip: Noisiest steps left out of the edit, in [0, steps - 1]; the edit starts from the trajectory there.
         keep_predictions: Keep the guided predictions of the inversion in the record.
+        partial: Invert no further than the edit begins; skipped levels of the record are zero then.
     """
 
     convention: Convention = "next_step"
     skip: int = 0
     keep_predictions: bool = False
+    partial: bool = False
 
     forms: ClassVar = ("epsilon",)
 
@@ -142,8 +144,9 @@ class DDIMInversion(Inversion):
     def record(self, z0: Tensor, predict: RecordPredict, ctx: Context) -> Record:
         """Walk from the clean latent to noise."""
         path = inversion_path(ctx.schedule, self.convention)
+        left_out = self.skip if self.partial else 0
         z, trajectory, predictions = z0, [z0], []
-        for index, step in enumerate(path):
+        for index, step in enumerate(path[: len(path) - left_out]):
             eps = predict(Latents(source=z), step.interval, level=step.told).source
             assert eps is not None
             eps = self.adjusted(eps, index, ctx)
@@ -152,6 +155,8 @@ class DDIMInversion(Inversion):
             z = ctx.invert_step(index, step.interval, levels, z=z, z_next=z_next, prediction=eps)
             trajectory.append(z)
             predictions.append(eps)
+        trajectory += [torch.zeros_like(z0)] * left_out
+        predictions += [torch.zeros_like(z0)] * left_out
         visited = [path[0].level, *(step.level_next for step in path)][::-1]
         t, alpha, sigma = torch.tensor(visited, dtype=torch.float64).unbind(1)
         return Record(
@@ -164,7 +169,7 @@ class DDIMInversion(Inversion):
             latents=torch.stack(trajectory[::-1]),
             predictions=torch.stack(predictions[::-1]) if self.keep_predictions else None,
             unused=tuple(range(self.skip)),
-            settings={"convention": self.convention, "skip": self.skip},
+            settings={"convention": self.convention, "skip": self.skip, "partial": self.partial},
         )
 
     def executed(self, schedule_steps: int) -> int:

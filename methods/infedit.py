@@ -103,6 +103,10 @@ class VirtualInversion(Inversion):
             settings={"skip": self.skip, "eta": self.eta, "start_from": self.start_from, "drift": self.drift},
         )
 
+    def executed(self, schedule_steps: int) -> int:
+        """Leave the skipped steps out."""
+        return schedule_steps - self.skip
+
     def first(self, record: Record, schedule: Schedule) -> int:
         """Begin after the skipped steps."""
         del record, schedule

@@ -16,6 +16,7 @@ from framework.data.sample import EditBatch, EditSample, Frame
 from framework.guidance import ClassifierFree
 from framework.module import EditModule
 from methods.concepts import Concept
+from methods.diffedit import DiffEditGuidance
 from methods.implicit_masks import ImplicitMaskGuidance, MaskedConcept
 from methods.noise_map_guidance import NoiseMapGuidance
 from methods.pix2pix_zero import CrossAttentionGuidance
@@ -27,6 +28,7 @@ MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 FEW_STEPS: dict[str, dict[str, Any]] = {
     "CycleDiffusion": {"steps": 4, "strength": 0.75, "eta": 1.0},
     "DDIM": {"steps": 4},
+    "DiffEdit": {"steps": 4, "strength": 0.75, "guidance": DiffEditGuidance(3.0, mask_maps=2)},
     "DirectDDIM": {"steps": 4},
     "EditFriendlyDDPM": {"steps": 4, "skip": 1},
     "InfEdit": {"steps": 4, "strength": 0.75, "controls": []},

@@ -226,7 +226,7 @@ def test_evaluations_equal_the_formula(method: type[EditModule], make: Make) -> 
     inverted = (
         4
         if name in (*family, "EditFriendlyDDPM", "LEDITS", "LEDITSPP")
-        else {"CycleDiffusion": 3, "UniEditFlow": 4}.get(name, 0)
+        else {"CycleDiffusion": 3, "DiffEdit": 3, "UniEditFlow": 4}.get(name, 0)
     )
     source_rows = {"SDEdit": 0, "SEGA": 0, "NegativePrompt": 1, "ProxEdit": 1, "TurboEdit": 1}.get(name, 2)
     optimised = 2 * 4 if name == "NullText" else 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.parity.case import Case
 from tests.parity.replays.ddim import replay_ddim
+from tests.parity.replays.diffedit import replay_diffedit
 from tests.parity.replays.direct_inversion import replay_direct_inversion
 from tests.parity.replays.flow_editing import replay_flowalign, replay_flowedit, replay_uniedit_flow
 from tests.parity.replays.infedit import replay_infedit
@@ -30,6 +31,7 @@ REPLAYS: Mapping[str, Callable[[Case, Path], Mapping[str, Any]]] = {
     "cycle_diffusion": replay_cycle_diffusion,
     "ddim": replay_ddim,
     "ddpm_inversion": replay_ddpm_inversion,
+    "diffedit": replay_diffedit,
     "direct_inversion": replay_direct_inversion,
     "flowalign": replay_flowalign,
     "flowedit_flux": replay_flowedit,
