@@ -8,6 +8,7 @@ __getattr__, __all__ = lazy_exports(
         "generation": ["generate"],
         "metric": ["Codec", "Figure", "Metric", "MetricInput"],
         "paired": ["Paired", "paired_difference"],
+        "pictures": ["CLIPSimilarity", "DINOSimilarity", "LPIPS", "PixelMetrics", "StructureDistance"],
         "reconstruction": ["ReconstructionPSNR", "psnr"],
     },
 )

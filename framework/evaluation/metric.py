@@ -129,7 +129,7 @@ class Metric(ABC):
 
     @property
     def unavailable(self) -> str | None:
-        """Why it cannot be computed here (no weights, say), in words; None when it can. Cheap, and always the same."""
+        """Why it cannot be computed here (no weights, say), in words; None when it can. Found out once."""
         return None
 
     @abstractmethod

@@ -8,10 +8,15 @@ from typing import Any
 
 from tests.parity.case import Case
 from tests.parity.replays.noise_metrics import replay_noise_statistics, replay_regularisers
+from tests.parity.replays.picture_metrics import replay_aggregate, replay_features, replay_pixel, replay_rle
 
 TASKS: Mapping[str, Callable[[Case, Path], Mapping[str, Any]]] = {
+    "aggregate": replay_aggregate,
+    "features": replay_features,
     "noise_statistics": replay_noise_statistics,
+    "pixel": replay_pixel,
     "regularisers": replay_regularisers,
+    "rle": replay_rle,
 }
 
 
