@@ -12,6 +12,7 @@ from torch import Tensor
 
 from framework.backbones.base import Backbone, ControlHandle
 from framework.control import Control
+from framework.errors import SettingsError
 from framework.schedule import Level, Schedule
 from framework.step import COND, Condition, Conditions, Latents, Predictions, Row, Rows, Stream
 
@@ -205,6 +206,13 @@ class BoundNetwork:
             handle.enter(rows, self.i)
         try:
             controlled = handle is not None and any(handle.active)
+            if controlled and self.network.backbone.recomputes and torch.is_grad_enabled() and z.requires_grad:
+                raise SettingsError(
+                    [
+                        f"gradient_checkpointing of {type(self.network.backbone).__name__} computes activations again "
+                        "without the controls through which this gradient is taken; leave it off for this method."
+                    ]
+                )
             output = self.network.evaluate(z, t, Condition.cat(conditions), divisible=not controlled)
         finally:
             if handle is not None:

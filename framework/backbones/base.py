@@ -73,6 +73,7 @@ class Backbone(nn.Module, ABC):
         takes_text: Whether prompts condition it.
         guided_by: How guidance reaches it; see `framework.guidance.GuidedBy`.
         latent_factor: Sides of a picture over the sides of its latent.
+        recomputes: Whether gradient passes compute activations again, when controls are no longer there to change them.
         identity: What decides its numbers (model, revision, dtype, hashes of config and weights), for keys and records.
     """
 
@@ -84,6 +85,7 @@ class Backbone(nn.Module, ABC):
     takes_text: bool
     guided_by: GuidedBy = "rows"
     latent_factor: int = 1
+    recomputes: bool = False
 
     @property
     @abstractmethod
