@@ -34,8 +34,10 @@ demo: $(VENV)/.installed
 	awk '{ at[NR] = $$0 } END { step = NR > 4 ? NR / 4 : 1; for (n = 1; n <= NR; n += step) print "                " at[int(n)] }' \
 		<<<"$$images"; \
 	echo "report data"; \
-	find $(DEMO) -path '*/records/*' -name '*.jsonl' -o -name '*.parquet' | sort | sed 's/^/                /'; \
-	echo "dashboard       $(BIN)/tensorboard --logdir $(DEMO)"
+	find $(DEMO) -path '*/records/*' -name '*.jsonl' -o -name '*.parquet' | sort | sed 's/^/                /'
+	@$(BIN)/invedit report $(DEMO) >/dev/null
+	@echo "dashboard       $(BIN)/invedit dashboard $(DEMO)"; \
+	echo "report          $(DEMO)/report.html"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

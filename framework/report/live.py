@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from framework.errors import SettingsError
 from framework.report.document import build_document
 from framework.report.noise import noise_figures
-from framework.report.pictures import SMALL_BYTES, TYPES, thumbnail_bytes
+from framework.report.pictures import SMALL_BYTES, TYPES, pictures_in, thumbnail_bytes
 from framework.report.results import Cell, ResultsReader, RunResults
 from framework.run.folders import MANIFEST, RunFolder, find_runs
 from framework.run.journal import journals
@@ -91,7 +91,7 @@ class LiveRuns:
         """
         results = self._runs.get((group, run))
         cell = results.cells.get(sample) if results is not None else None
-        if results is None or cell is None or file not in cell.files:
+        if results is None or cell is None or file not in pictures_in(cell.files):
             return None
         path = _inside(results.directory, cell.directory / file)
         if path is None:

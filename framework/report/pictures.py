@@ -145,7 +145,8 @@ def shrunk(path: Path, side: int) -> Image.Image:
     with Image.open(path) as picture:
         picture.draft("RGB", (side, side))
         small = picture.convert("RGB")
-    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    # Averaged down to near the size, then interpolated: a tenth of the time of a long filter.
+    small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
     return small
 
 
@@ -161,7 +162,7 @@ def thumbnail_bytes(path: Path) -> bytes:
 def pictures_in(names: Iterable[str]) -> list[str]:
     """Return the names that are pictures, in the order of their words and numbers: `edit-2` before `edit-10`."""
     found = [name for name in names if Path(name).suffix.lower() in TYPES]
-    return sorted(found, key=lambda name: [(part.isdigit(), part.zfill(8)) for part in re.split(r"(\d+)", name)])
+    return sorted(found, key=lambda name: [part.zfill(8) for part in re.split(r"(\d+)", Path(name).stem)])
 
 
 def _shrink_file(job: tuple[Path, Path]) -> str:

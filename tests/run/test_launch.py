@@ -110,6 +110,7 @@ def test_a_run_writes_the_folder_that_the_design_shows(tmp_path: Path, pictures:
             "config.yaml",
             "manifest.lock.jsonl",
             "records.parquet",
+            "report.html",
             "fold.json",
             "events/events.out",
             "events/hparams.yaml",
@@ -117,7 +118,7 @@ def test_a_run_writes_the_folder_that_the_design_shows(tmp_path: Path, pictures:
         *("records/rank-0.jsonl", "records/identity.json", "records/summary.json"),
     }
     assert "5 of 5 samples done (5 now), 0 failed" in run.said()
-    assert f"tensorboard --logdir {out}" in run.said()
+    assert f"invedit dashboard {out}" in run.said()
     summary = json.loads((out / "records" / "summary.json").read_text())
     assert (summary["total"], summary["done"], summary["computed"], summary["failed"]) == (5, 5, 5, {})
 

@@ -63,9 +63,10 @@ function chart(doc, about, hidden) {
       const style = { "--colour": colour(line.run) };
       const points = line.x.map((x, index) => [px(x), line.y[index] === null ? null : py(line.y[index])]);
       const drawn = [];
-      if (line.spread && !log) {
+      if (line.spread) {
+        const floor = log ? 10 ** y0 : -Infinity; // a band may reach below zero, a logarithmic axis does not
         const there = line.x.map((_, index) => index).filter((index) => line.y[index] !== null && line.spread[index] !== null);
-        const edge = (sign) => there.map((index) => `${px(line.x[index]).toFixed(1)} ${py(line.y[index] + sign * line.spread[index]).toFixed(1)}`);
+        const edge = (sign) => there.map((index) => `${px(line.x[index]).toFixed(1)} ${py(Math.max(floor, line.y[index] + sign * line.spread[index])).toFixed(1)}`);
         if (there.length > 1) drawn.push(svg("path", { class: "band", vars: style, d: `M${[...edge(1), ...edge(-1).reverse()].join("L")}Z` }));
       }
       drawn.push(svg("path", { class: line.run >= 10 ? "line dashed" : "line", vars: style, d: path(points) }));

@@ -7,13 +7,13 @@ const VIEWS = [["slider", "Slider"], ["difference", "Difference"], ["beside", "S
 
 /** The dialog. `open(doc, row, run, rows)` shows a sample; `update(doc)` takes over what has changed meanwhile. */
 export function createDetail() {
-  const state = { doc: null, rows: [], row: null, run: 0, picture: "edit-0", view: "slider", before: false };
+  const state = { doc: null, rows: [], row: null, run: 0, picture: "edit-0", view: "slider", split: 50 };
   const stage = el("div", { class: "stage" });
   const facts = el("div", { class: "facts" });
   const heading = el("h2", {});
   const close = el("button", { type: "button", class: "tool close", "aria-label": "close", onclick: () => node.close() }, "✕");
   const step = (by, label, sign) => el("button", { type: "button", class: "tool", "aria-label": label, title: label, onclick: () => move(by) }, sign);
-  const node = el("dialog", { class: "detail", "aria-label": "one sample", onclick: (event) => { if (event.target === node) node.close(); }, onkeydown: key },
+  const node = el("dialog", { class: "detail", tabindex: -1, "aria-label": "one sample", onclick: (event) => { if (event.target === node) node.close(); } },
     el("header", {}, step(-1, "previous sample (left arrow)", "←"), step(1, "next sample (right arrow)", "→"), heading, close),
     el("div", { class: "body" }, stage, facts),
     el("footer", { class: "quiet" }, "← → samples · ↑ ↓ methods · space before/after · d difference · Esc closes"));
@@ -37,13 +37,16 @@ export function createDetail() {
     render();
   }
 
+  // On the document, as the focus may be nowhere after a picture was replaced.
+  document.addEventListener("keydown", key);
+
   function key(event) {
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (!node.open || event.altKey || event.ctrlKey || event.metaKey) return;
     const ranged = event.target.matches("input[type=range]");
     const actions = {
       ArrowLeft: () => move(-1), ArrowRight: () => move(1), ArrowUp: () => method(-1), ArrowDown: () => method(1),
       d: () => { state.view = state.view === "difference" ? "slider" : "difference"; render(); },
-      " ": () => { state.before = !state.before; state.view = "slider"; render(); },
+      " ": () => { state.split = state.split === 100 ? 0 : 100; state.view = "slider"; render(); },
     };
     const action = actions[event.key];
     // The arrows move a slider that has the focus; the space bar presses a button that has it.
@@ -77,9 +80,8 @@ export function createDetail() {
         el("figure", {}, source ? image(source, `source of ${row.id}`) : null, el("figcaption", {}, "source")),
         el("figure", {}, image(src, alt), el("figcaption", {}, label)));
     } else {
-      const stack = compare(source, src, alt, state.before ? 100 : 0);
-      const range = state.view === "slider" && source ? slider(stack, "before and after", state.before ? 100 : 50) : null;
-      if (!range) stack.style.setProperty("--split", "0%");
+      const stack = compare(source, src, alt);
+      const range = state.view === "slider" && source ? slider(stack, "before and after", state.split) : null;
       shown = el("div", { class: `picture large ${state.view}`, vars: { "--ratio": `${row.size[0]} / ${row.size[1]}`, "--wide": row.size[0] / row.size[1] } },
         stack, range, range ? el("span", { class: "ends" }, el("i", {}, "source"), el("i", {}, label.toLowerCase())) : null);
     }
@@ -87,7 +89,7 @@ export function createDetail() {
     stage.classList.toggle("small", Math.max(...row.size) <= 160);
     return refill(stage, el("div", { class: "choices" },
       choices.length > 1 ? segments("which picture", choices, name, (other) => { state.picture = other; }) : null,
-      segments("how it is shown", VIEWS, state.view, (other) => { state.view = other; state.before = false; })), shown);
+      segments("how it is shown", VIEWS, state.view, (other) => { state.view = other; state.split = 50; })), shown);
   }
 
   function renderFacts(cell) {
@@ -126,15 +128,15 @@ export function createDetail() {
     // What was focused is made anew; the dialog must not lose the keyboard.
     if (!node.contains(document.activeElement)) {
       const again = focused && [...node.querySelectorAll("[aria-label]")].find((other) => other.getAttribute("aria-label") === focused);
-      (again ?? close).focus({ preventScroll: true });
+      (again ?? node).focus({ preventScroll: true });
     }
   }
 
   function open(doc, row, run, rows) {
-    Object.assign(state, { doc, row, run, rows, before: false });
+    Object.assign(state, { doc, row, run, rows, split: 50 });
     if (!node.open) node.showModal();
     render();
-    close.focus();
+    node.focus(); // not a button, which the space bar would press
   }
 
   function update(doc) {
