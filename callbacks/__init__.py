@@ -13,6 +13,7 @@ __getattr__, __all__ = lazy_exports(
         "noise_statistics": ["NoiseStatistics"],
         "noise_structure": ["NoiseStructure"],
         "progress": ["Progress"],
+        "source_drift": ["SourceDrift"],
         "throughput": ["Throughput"],
         "trajectory": ["Trajectory"],
     },
