@@ -50,6 +50,11 @@ class NoiseObserver(EditCallback):
         usual = type(self).usual  # type: ignore[attr-defined]
         return type(self).__name__ if self.of == usual else f"{type(self).__name__}-{self.of}"
 
+    @property
+    def _short(self) -> str:
+        """Prefix of figures over all steps, empty for what this observer usually measures."""
+        return self.name.partition("-")[2] and f"{self.of}_"
+
     def see(self, at: int, level: Level, values: Tensor) -> None:
         """Take the map [B, ...] of one step (or level); copy what must last.
 

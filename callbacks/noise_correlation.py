@@ -102,7 +102,9 @@ class NoiseCorrelation(NoiseObserver):
                 counts = torch.zeros(steps - 1, images * draws, len(ANGLE_EDGES) + 1, dtype=torch.int64)
                 own = Histogram(placed(angles, counts)[:, rows].transpose(0, 1), ANGLE_EDGES).without(empty)
                 tensors["position_angles"] = own.counts.sum(0)
-            measurements.append(Measurement(tensors, {**about, "not_finite": broken}))
+            found = CoMoments.from_tensor(tensors["pairs"]).pearson[..., 0, 1].nanmean()
+            values = {**about, "not_finite": broken, "over_steps": {f"{self._short}correlation": float(found)}}
+            measurements.append(Measurement(tensors, values))
         return measurements
 
     def on_run_end(self, run: FinishedRun) -> None:

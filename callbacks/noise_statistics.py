@@ -74,7 +74,13 @@ class NoiseStatistics(NoiseObserver):
                 continue
             rows = slice(image * draws, (image + 1) * draws)
             own, broken = image_distribution({name: x[:, rows] for name, x in found.items()}, excluded)
-            measurements.append(Measurement({**own, "t": t}, {**about, "not_finite": broken}))
+            variance = Moments.from_tensor(own["moments"]).variance
+            values = {
+                **about,
+                "not_finite": broken,
+                "over_steps": {f"{self._short}variance": float(variance.nanmean())},
+            }
+            measurements.append(Measurement({**own, "t": t}, values))
         return measurements
 
     def on_run_end(self, run: FinishedRun) -> None:
@@ -100,7 +106,9 @@ class NoiseStatistics(NoiseObserver):
         }
         write_summary(run, self.name, summary, {**folded.arrays(), "t": about["t"]})
         assert folded.pooled is not None and folded.histogram is not None
-        _log(run.writer, _TAGS.get(self.of, f"2_noise/{self.of}_"), folded.pooled, folded.histogram)
+        assert folded.spread is not None
+        tag = _TAGS.get(self.of, f"2_noise/{self.of}_")
+        _log(run.writer, tag, folded.pooled, folded.histogram, folded.spread)
         if self.plots:
             from framework.statistics import plots
 
@@ -114,7 +122,7 @@ def _kind(values: Any, tensors: dict[str, Tensor]) -> Any:
     return values["of"], values["excluded"], tensors["t"].nan_to_num(-1).tolist()
 
 
-def _log(writer: Any, tag: str, pooled: Moments, histogram: Histogram) -> None:
+def _log(writer: Any, tag: str, pooled: Moments, histogram: Histogram, spread: Moments) -> None:
     """Write curves and raw histograms per step; nothing where there is no writer."""
     if writer is None:
         return
@@ -126,6 +134,10 @@ def _log(writer: Any, tag: str, pooled: Moments, histogram: Histogram) -> None:
         writer.add_scalar(f"{tag}mean", mean, step)
         writer.add_scalar(f"{tag}variance", float(pooled.variance[step]), step)
         writer.add_scalar(f"{tag}excess_kurtosis", float(pooled.excess_kurtosis[step]), step)
+        middle = float(spread.mean[step])
+        deviation = float(spread.variance_unbiased[step].sqrt()) if spread.n[step] > 1 else 0.0
+        for end, value in (("", middle), ("_low", middle - deviation), ("_high", middle + deviation)):
+            writer.add_scalar(f"{tag}variance_of_images{end}", value, step)
         writer.add_histogram_raw(
             f"{tag}values",
             min=float(pooled.low[step]),

@@ -229,6 +229,7 @@ def _predict(variant: Variant, before: State, interrupts: Interrupts, lock: RunL
     from lightning.pytorch import Trainer
 
     from framework.data.module import EditDataModule
+    from framework.run.board import LiveBoard
     from framework.run.events import EventsLogger
     from framework.run.writer import Encoder, ResultWriter
 
@@ -254,7 +255,7 @@ def _predict(variant: Variant, before: State, interrupts: Interrupts, lock: RunL
         inference_mode=False,
         use_distributed_sampler=False,
         logger=EventsLogger(variant.store.directory),
-        callbacks=[*experiment.callbacks, writer],
+        callbacks=[*experiment.callbacks, writer, LiveBoard(variant.store, _yaml(experiment.resolved))],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
@@ -266,6 +267,7 @@ def _predict(variant: Variant, before: State, interrupts: Interrupts, lock: RunL
 
 def _finish(variant: Variant, before: State) -> int:
     """Fold the figures of a run whose ranks are all done, say how it went, and return its exit code."""
+    from framework.run.board import write_board
     from framework.run.events import summary_writer
 
     state = variant.store.state(variant.samples)
@@ -285,6 +287,7 @@ def _finish(variant: Variant, before: State) -> int:
                 "%s.on_run_end failed; the samples are whole, its figures are missing.", type(callback).__name__
             )
             code = 1
+    write_board(run, variant.experiment.resolved)
     writer.close()
     computed = sum(1 for name in state.done if name not in before.done)
     write_summary(run, computed=computed)

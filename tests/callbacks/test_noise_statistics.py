@@ -164,7 +164,8 @@ def test_curves_and_raw_histograms_go_to_tensorboard_by_step(tmp_path):
 
     run_of(tmp_path, module(), [batch_of(pictures(2))], [NoiseStatistics(plots=False)], events)
 
-    assert events.tags("add_scalar") == {"2_noise/mean", "2_noise/variance", "2_noise/excess_kurtosis"}
+    bands = {f"2_noise/variance_of_images{end}" for end in ("", "_low", "_high")}
+    assert events.tags("add_scalar") == {"2_noise/mean", "2_noise/variance", "2_noise/excess_kurtosis", *bands}
     assert [step for name, _, step in events.calls if name == "add_histogram_raw"] == list(range(9))
 
 
