@@ -12,6 +12,7 @@ from torch import Tensor
 
 from framework.backbones.base import Backbone
 from framework.data.sample import EditSample
+from framework.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,26 @@ class Codec:
     """The backbone's own picture code, for metrics that must not blame an edit for it. Pictures are in [0, 1].
 
     Args:
-        backbone: Whose encoder, decoder and network are used.
+        backbone: Whose encoder, decoder and network are used; None where nobody knows which model made the pictures.
         source: [B, 3, H, W] pictures of the batch.
     """
 
-    def __init__(self, backbone: Backbone, source: Tensor) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone | None, source: Tensor) -> None:
+        self._backbone = backbone
         self._source = source
         self._round_trips: Tensor | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model, loaded.
+
+        Raises:
+            SettingsError: Nobody knows which model made the pictures.
+        """
+        if self._backbone is None:
+            raise SettingsError(["it needs the model that made the pictures, and there is none for these results."])
+        self._backbone.load()
+        return self._backbone
 
     @torch.no_grad()
     def round_trip(self, pictures: Tensor) -> Tensor:

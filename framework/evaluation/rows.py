@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.run.finished import StoredRun, StoredSample
-from framework.run.folders import find_runs
+from framework.run.folders import MANIFEST, find_runs
 from framework.run.journal import SampleEntry, read_lines
 
 EDIT = "edit"
@@ -101,14 +101,24 @@ def collect(paths: Sequence[Path], *, by: str = "edit_type") -> Collection:
     collection = Collection()
     fixed: dict[str, MethodRows] = {}
     versions: set[str] = set()
-    for folder in find_runs(paths):
+    made_elsewhere = [path for path in paths if (path / ROWS).is_file() and not (path / MANIFEST).exists()]
+    runs = [path for path in paths if path not in made_elsewhere]
+    for folder in find_runs(runs) if runs else ():
         run = StoredRun(folder.directory)
         method = MethodRows(folder.name, expected=run.state.total, failed=len(run.state.failed))
+        keys = {}
         for sample in run.samples():
             _take(sample, run.state.done[sample.id], by, method, fixed)
-        _take_evaluation(folder.directory / ROWS, method, fixed)
+            keys[sample.id] = run.state.done[sample.id].key
+        _take_evaluation(folder.directory / ROWS, method, fixed, keys)
         _describe(folder.directory, collection)
         versions |= set(_versions(folder.directory))
+        collection.methods.append(method)
+    for path in made_elsewhere:
+        method = MethodRows(path.resolve().name)
+        _take_evaluation(path / ROWS, method, fixed, None)
+        missing = _describe(path, collection).get("missing", {})
+        method.expected, method.failed = len(method.groups) + len(missing), len(missing)
         collection.methods.append(method)
     for row in fixed.values():
         row.groups = dict(sorted(row.groups.items()))
@@ -142,16 +152,23 @@ def _take(sample: StoredSample, entry: SampleEntry, by: str, method: MethodRows,
                     holder.values.setdefault((metric, figure), {}).setdefault(sample.id, value)
 
 
-def _take_evaluation(path: Path, method: MethodRows, fixed: dict[str, MethodRows]) -> None:
-    """Read rows of `invedit evaluate`; they replace what was measured while editing under the same name."""
-    if not path.is_file():
-        return
-    for line in read_lines(path):
+def _take_evaluation(
+    path: Path, method: MethodRows, fixed: dict[str, MethodRows], keys: Mapping[str, str] | None
+) -> None:
+    """Read rows of `invedit evaluate`; they replace what was measured while editing under the same name.
+
+    Args:
+        path: The file.
+        method: Receives the rows of the edits.
+        fixed: Receives the others.
+        keys: Of the samples of the run; rows of samples that have been computed again since do not count. None for
+            results made elsewhere.
+    """
+    for line in read_lines(path) if path.is_file() else ():
+        if keys is not None and keys.get(line["id"]) != line["key"]:
+            continue
         holder = method if line["row"] == EDIT else fixed.setdefault(line["row"], MethodRows(line["row"], fixed=True))
-        if line["row"] == EDIT and line["id"] not in method.groups:
-            continue  # of a sample that has been computed again since
-        if line["row"] != EDIT:
-            holder.groups.setdefault(line["id"], method.groups.get(line["id"], ""))
+        holder.groups.setdefault(line["id"], method.groups.get(line["id"]) or line["edit_type"] or "")
         holder.values.setdefault((line["metric"], line["figure"]), {})[line["id"]] = row_value(line)
 
 
@@ -186,8 +203,9 @@ def _cost(entry: SampleEntry) -> Cost | None:
     )
 
 
-def _describe(directory: Path, collection: Collection) -> None:
-    """Find out what the figures mean, where a finished run or an evaluation says it."""
+def _describe(directory: Path, collection: Collection) -> Mapping[str, Any]:
+    """Find out what the figures mean, where a finished run or an evaluation says it; returns the last one's words."""
+    last: Mapping[str, Any] = {}
     for path in (*sorted((directory / "statistics").glob("*.json")), directory / FIGURES):
         try:
             about = json.loads(path.read_bytes())
@@ -199,6 +217,8 @@ def _describe(directory: Path, collection: Collection) -> None:
             for figure, meaning in figures.items():
                 collection.figures.setdefault((metric, figure), meaning)
         collection.unavailable |= about.get("unavailable", {})
+        last = about
+    return last
 
 
 def _versions(directory: Path) -> Iterator[str]:

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.shapes.export import export_benchmark
+from framework.cli import main
+from framework.data import PieBench
+from framework.evaluation.evaluate import Evaluation
+from framework.evaluation.metric import Figure, Metric
+from framework.evaluation.pairs import FolderResults
+from framework.evaluation.pictures import LPIPS, PixelMetrics
+
+EXPERIMENT = """
+backbone: {{_target_: framework.backbones.StableDiffusion, model: shapes}}
+method: {{_target_: methods.cycle_diffusion.CycleDiffusion, steps: 2, strength: 1.0, eta: 1.0}}
+data: {{_target_: framework.data.PieBench, root: {root}, border: false, batch_size: 4}}
+callbacks:
+  - {{_target_: callbacks.Metrics, metrics: [{{_target_: experiments.shapes.metric.EditSuccess, generation_steps: 0}}]}}
+  - {{_target_: callbacks.Throughput}}
+"""
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on an exported folder, made by commands."""
+    home = tmp_path_factory.mktemp("round trip")
+    assert main(["shapes", "export", "--output", str(home / "set"), "--count", "8"]) == 0
+    (home / "experiment.yaml").write_text(EXPERIMENT.format(root=home / "set"))
+    assert main(["run", str(home / "experiment.yaml"), "--output", str(home / "run")]) == 0
+    return home
+
+
+def test_the_round_trip_from_the_export_to_the_table_takes_commands_alone(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+
+    assert main(["evaluate", str(run), "--metrics", "shapes", "reconstruction", "pixels"]) == 0
+    assert main(["table", str(run), "--by", "extra.shapes_edit.kind", "--output", str(tmp_path / "own")]) == 0
+
+    shown = capsys.readouterr().out
+    assert "8 images measured, 0 missing" in shown and "psnr_unedit_part [dB] ↑" in shown
+    lines = list(csv.DictReader((tmp_path / "own.csv").open()))
+    counted = {
+        (line["group"], line["figure"]): int(line["n"]) for line in lines if line["method"] == "run" and line["n"]
+    }
+    assert counted["", "mse_unedit_part"] == 8 and counted["shape", "mse_unedit_part"] == 1
+
+
+def test_pictures_on_disk_measure_as_they_did_while_editing(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+
+    assert main(["evaluate", str(run), "--metrics", "shapes", "reconstruction"]) == 0
+
+    for row in rows(run):
+        meta = json.loads((run / "samples" / str(row["id"]) / "meta.json").read_text())
+        before = meta["measurements"]["Metrics"]["rows"]["edit"][row["metric"]][row["figure"]]
+        # Files hold 256 levels, which ends at 59 dB what was reconstructed better.
+        assert min(row["value"], 50.0) == pytest.approx(min(before, 50.0), abs=0.2)
+    assert {row["metric"] for row in rows(run)} == {"EditSuccess", "ReconstructionPSNR"}
+
+
+def test_a_second_evaluation_adds_its_metrics_and_replaces_its_own(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+
+    for metrics in (["reconstruction"], ["pixels"], ["pixels", "lpips"]):
+        assert main(["evaluate", str(run), "--metrics", *metrics]) == 0
+
+    found = rows(run)
+    assert len(found) == 8 * (2 + 3)
+    about = json.loads((run / "evaluation.json").read_text())
+    assert set(about["figures"]) == {"PixelMetrics", "ReconstructionPSNR"}
+    assert "model" in about["unavailable"]["LPIPS"]
+
+
+def test_rows_of_a_sample_that_was_computed_again_no_longer_count(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    assert main(["evaluate", str(run), "--metrics", "pixels"]) == 0
+    text = (run / "evaluation.jsonl").read_text()
+    first = rows(run)[0]
+    (run / "evaluation.jsonl").write_text(text.replace(str(first["key"]), "another"))
+    capsys.readouterr()
+
+    assert main(["table", str(run), "--figures", "mse*", "--output", str(tmp_path / "own")]) == 0
+
+    assert "(n 7)" in capsys.readouterr().out
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder of results made by somebody else: half black."""
+    export_benchmark(tmp_path / "set", count=4)
+    for path in sorted((tmp_path / "set" / "annotation_images").rglob("*.png")):
+        pixels = np.array(Image.open(path))
+        pixels[:, :32] = 0
+        target = tmp_path / "made" / path.relative_to(tmp_path / "set")
+        target.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(target)
+    return tmp_path
+
+
+def data(home: Path) -> str:
+    return f"{{_target_: framework.data.PieBench, root: {home / 'set'}, border: false}}"
+
+
+def test_results_made_elsewhere_are_measured_and_tabled(elsewhere, capsys):
+    made = elsewhere / "made"
+
+    assert main(["evaluate", str(made), "--data", data(elsewhere), "--metrics", "pixels"]) == 0
+    assert main(["table", str(made), "--output", str(elsewhere / "table")]) == 0
+
+    assert "| made |" in capsys.readouterr().out
+    assert len(rows(made)) == 4 * 3
+
+
+def test_missing_results_and_wrong_sizes_are_named_counted_and_not_averaged(elsewhere, capsys):
+    made = elsewhere / "made"
+    pictures = sorted(made.rglob("*.png"))
+    pictures[0].unlink()
+    Image.new("RGB", (65, 64)).save(pictures[1])
+
+    assert main(["evaluate", str(made), "--data", data(elsewhere), "--metrics", "pixels"]) == 1
+
+    shown = capsys.readouterr().out
+    assert "2 images measured, 2 missing" in shown
+    assert "000000000000  there is no result" in shown and "65 x 64 pixels, its source 64 x 64" in shown
+    assert main(["table", str(made), "--output", str(elsewhere / "table")]) == 0
+    assert "| made | all | 2 | 0 |" in capsys.readouterr().out
+
+
+def test_a_strip_counts_by_its_last_panel_on_request(elsewhere):
+    made = elsewhere / "made"
+    expected = None
+    for strip in (False, True):
+        if strip:
+            for path in made.rglob("*.png"):
+                panels = np.concatenate([np.zeros((64, 192, 3), np.uint8), np.array(Image.open(path))], 1)
+                Image.fromarray(panels).save(path)
+        code = main(["evaluate", str(made), "--data", data(elsewhere), "--metrics", "pixels", "--last-panel"])
+        assert code == 0
+        values = [(row["id"], row["figure"], row["value"]) for row in rows(made)]
+        expected = expected or values
+        assert values == expected
+
+
+def test_equal_pictures_are_infinite_apart_and_masks_without_a_part_have_no_value(elsewhere):
+    made = elsewhere / "made"
+    mapping = json.loads((elsewhere / "set" / "mapping_file.json").read_text())
+    for entry, mask in zip(mapping.values(), ([], [0, 4096], [], []), strict=True):
+        entry["mask"] = mask
+    (elsewhere / "set" / "mapping_file.json").write_text(json.dumps(mapping))
+    first = next(iter(mapping.values()))["image_path"]
+    shutil.copy(elsewhere / "set" / "annotation_images" / first, made / "annotation_images" / first)
+
+    assert main(["evaluate", str(made), "--data", data(elsewhere), "--metrics", "pixels"]) == 0
+
+    status = {(row["id"], row["figure"]): row["status"] for row in rows(made)}
+    assert status["000000000000", "psnr_unedit_part"] == "infinite"
+    assert status["000000000000", "mse_unedit_part"] == "valid"
+    assert status["000000000001", "mse_unedit_part"] == "missing"
+    assert status["000000000002", "psnr_unedit_part"] == "valid"
+
+
+def test_a_metric_that_gives_no_number_is_counted_as_such(elsewhere):
+    class Odd(Metric):
+        figures = (Figure("odd", "higher"),)
+
+        def measure(self, item):
+            return {"odd": float("nan")}
+
+    source = PieBench(str(elsewhere / "set"), border=False)
+    found = list(Evaluation(FolderResults(elsewhere / "made", data=source), [Odd()]).rows())
+
+    assert [(row["value"], row["status"]) for row in found] == [(None, "nan")] * 4
+
+
+def test_values_do_not_depend_on_the_batch(elsewhere):
+    source = PieBench(str(elsewhere / "set"), border=False)
+
+    def measured(size: int) -> dict[str, object]:
+        found = Evaluation(FolderResults(elsewhere / "made", data=source), [PixelMetrics()], batch_size=size).rows()
+        return {f"{row['id']} {row['figure']}": row["value"] for row in found}
+
+    assert measured(1) == measured(3)
+
+
+def test_a_metric_that_needs_the_model_is_unavailable_where_there_is_none(elsewhere, capsys):
+    made = elsewhere / "made"
+
+    assert main(["evaluate", str(made), "--data", data(elsewhere), "--metrics", "shapes", "pixels"]) == 0
+
+    assert "EditSuccess is unavailable: it needs the model" in capsys.readouterr().out
+    assert {row["metric"] for row in rows(made)} == {"PixelMetrics"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--metrics", "pixel"], "did you mean 'pixels'?"),
+        (["--metrics", "pixels", "pixels"], "twice"),
+        (["--metrics", "{_target_: framework.evaluation.LPIPS, net: resnet}"], "net"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--device", "nowhere"], "cannot be used"),
+    ],
+)
+def test_the_command_refuses_what_it_does_not_know(elsewhere, capsys, arguments, said):
+    assert main(["evaluate", str(elsewhere / "made"), "--data", data(elsewhere), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_needs_a_data_set(elsewhere, capsys):
+    assert main(["evaluate", str(elsewhere / "made")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_unavailable_metrics_are_known_before_any_picture_is_read(elsewhere):
+    evaluation = Evaluation(FolderResults(elsewhere / "made"), [LPIPS(), PixelMetrics()])
+
+    assert list(evaluation.unavailable) == ["LPIPS"] and [m.name for m in evaluation.metrics] == ["PixelMetrics"]
