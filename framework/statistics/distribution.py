@@ -11,7 +11,7 @@ from torch import Tensor
 from framework.statistics.fold import fold_draws
 from framework.statistics.histogram import NOISE_EDGES, Histogram
 from framework.statistics.moments import Moments
-from framework.statistics.normality import ks_distance
+from framework.statistics.normality import ks_distances
 from framework.statistics.tables import noise_table
 
 if TYPE_CHECKING:
@@ -26,11 +26,10 @@ def measure_distribution(values: Tensor) -> dict[str, Tensor]:
     Returns:
         `moments` [groups, 7], `histogram` [groups, bins + 2] and `ks` [groups, 2] (plain, standardised).
     """
-    distances = [ks_distance(values), ks_distance(values, standardise=True)]
     return {
         "moments": Moments.of(values).to_tensor(),
         "histogram": Histogram.of(values, NOISE_EDGES).counts,
-        "ks": torch.stack(distances, -1),
+        "ks": ks_distances(values),
     }
 
 

@@ -15,7 +15,7 @@ def ks_distance(values: Tensor, *, standardise: bool = False) -> Tensor:
     """Largest distance of the empirical distribution function of each group from that of N(0, 1), exactly.
 
     Needs the sample itself: distances of parts cannot be merged into that of the whole (a histogram gives bounds, see
-    `Histogram.ks_bounds`).
+    `Histogram.ks_bound`).
 
     Args:
         values: [groups, ...].
@@ -25,21 +25,35 @@ def ks_distance(values: Tensor, *, standardise: bool = False) -> Tensor:
     Returns:
         [groups] float64 in [0, 1]; NaN where a value is not finite, or where a constant group is to be standardised.
     """
-    x = to_float64(values).flatten(1)
-    # Single precision sorts in half the time and in the same order, when the values came in it.
-    x = values.detach().flatten(1).sort(1).values.to(x) if values.dtype == torch.float32 else x.sort(1).values
-    known = x.isfinite().all(1)
-    if standardise:
-        constant = x[:, 0] == x[:, -1]
-        mean = x.mean(1, keepdim=True)
-        deviation = (x - mean).square().mean(1, keepdim=True).sqrt()
-        x = (x - mean) / deviation
-        known = known & ~constant
+    return _standardised(_sorted(values)) if standardise else _distance(_sorted(values))
+
+
+def ks_distances(values: Tensor) -> Tensor:
+    """Both distances of `ks_distance`, plain and standardised, [groups, 2], from one sort."""
+    x = _sorted(values)
+    return torch.stack([_distance(x), _standardised(x)], -1)
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Sort each group, [groups, n] float64; single precision sorts in half the time and in the same order."""
+    flat = values.detach().flatten(1)
+    return to_float64((flat if flat.dtype == torch.float32 else to_float64(flat)).sort(1).values)
+
+
+def _distance(x: Tensor) -> Tensor:
     n = x.shape[1]
     reached = torch.special.ndtr(x)
     ranks = torch.arange(n + 1, dtype=torch.float64, device=x.device) / n
     above, below = (ranks[1:] - reached).amax(1), (reached - ranks[:-1]).amax(1)
+    # NaN sorts behind all numbers, so the ends of a group show whether all of it is finite.
+    known = x[:, 0].isfinite() & x[:, -1].isfinite()
     return torch.where(known, torch.maximum(above, below), torch.nan)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    constant = x[:, :1] == x[:, -1:]
+    centred = x - x.mean(1, keepdim=True)
+    return _distance(torch.where(constant, torch.nan, centred / centred.square().mean(1, keepdim=True).sqrt()))
 
 
 def ks_log10_p(distance: float, n: int) -> float:
