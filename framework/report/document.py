@@ -15,7 +15,7 @@ from framework.report.results import Cell, RunResults, read_manifest_hash
 from framework.report.summary import About, Figure, cost, figures_of, fixed_rows, measured, summaries
 
 _EDIT = re.compile(r"edit(-\d+)?")
-_ATTENTION = re.compile(r"attention[-_.](.+)")
+_ATTENTION = re.compile(r"attention(?:-(.+))?")
 MOST_PROBLEMS = 200
 """Most problems that are named one by one."""
 
@@ -138,7 +138,7 @@ def _cell(cell: Cell, abouts: Mapping[Figure, About], pictures: Pictures) -> dic
         stem = Path(name).stem
         attention = _ATTENTION.fullmatch(stem)
         if attention:
-            described["words"].append([attention[1], pictures.full(cell, name)])
+            described["words"].append([attention[1] or "all words", pictures.full(cell, name)])
         elif not _EDIT.fullmatch(stem) and stem not in ("source", "reconstruction"):
             described["more"].append([stem.replace("-", " ").replace("_", " "), pictures.full(cell, name)])
     notes = [str(note) for note in cell.meta.get("notes") or ()]

@@ -98,6 +98,7 @@ def test_a_cell_names_its_pictures_by_what_they_are(tmp_path):
         "edit-10.png": picture(1),
         "edit-2.png": picture(2),
         "attention-red.png": picture(3),
+        "attention.png": picture(6),
         "strip.png": picture(4),
     }
     world.finish("a", pictures=more, notes=["a word was dropped"])
@@ -105,7 +106,7 @@ def test_a_cell_names_its_pictures_by_what_they_are(tmp_path):
     cell = document(world.directory)["rows"][0]["cells"][0]
 
     assert [Path(full).name for _, full in cell["edits"]] == ["edit.png", "edit-2.png", "edit-10.png"]
-    assert [word for word, _ in cell["words"]] == ["red"]
+    assert [word for word, _ in cell["words"]] == ["all words", "red"]
     assert [name for name, _ in cell["more"]] == ["strip"]
     assert cell["notes"] == ["a word was dropped"]
 
