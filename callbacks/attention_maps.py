@@ -17,7 +17,7 @@ from callbacks._pictures import heat_over, labelled, log_thumbnails, strip
 from framework.callback import EditCallback, FinishedRun, Measurement
 from framework.context import Context
 from framework.control import Attend, Control
-from framework.data.sample import EditBatch, EditSample
+from framework.data.sample import EditBatch
 from framework.errors import Checks
 from framework.step import COND, Rows, Site, Stream, Token
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from framework.result import EditResult
 
 STREAMS = (Stream.SOURCE, Stream.TARGET)
+_WORD = r"\w[\w'-]*"
 _COLUMNS = 8
 """Columns of indicators come in multiples of this, which fused kernels want."""
 
@@ -108,7 +109,7 @@ class MapReader(Control):
     def _positions(self, prompt: str, tokens: Sequence[Token], length: int) -> dict[str, list[int]]:
         """Text positions that the encoder sees of every followed word, in the order of the prompt."""
         found: dict[str, list[int]] = {}
-        for match in re.finditer(r"\w[\w'-]*", prompt):
+        for match in re.finditer(_WORD, prompt):
             word = match[0].lower()
             if self.words is not None and word not in [wanted.lower() for wanted in self.words]:
                 continue
@@ -157,8 +158,8 @@ class AttentionMaps(EditCallback):
     Kept in `statistics.safetensors`: `source` and `target` [words, rows, columns], means over heads, layers and steps
     of the maps of the words that `values` lists, and `source_steps`, `target_steps` [steps, words, rows, columns] in
     float16. `attention.png` shows the averages over the pictures; `attention-<word>.png` a word's steps, noisy to
-    clean. Where a sample says which words its edit is about and has a mask, `inside_over_outside` is the mean of the
-    averaged map inside the mask over that outside.
+    clean. Where a sample has a mask, `inside_over_outside` is the mean of every word's averaged map inside the mask
+    over that outside it; the run's summary has the median for changed words, those that the other prompt lacks.
 
     Args:
         words: Words to follow, in any case; None for all words of the prompts.
@@ -227,7 +228,8 @@ class AttentionMaps(EditCallback):
         row, sample = index * result.draws, result.samples[index]
         shown = {Stream.SOURCE: result.source[index].cpu(), Stream.TARGET: result.edits[index][0].cpu()}
         tensors: dict[str, Tensor] = {}
-        values: dict[str, Any] = {"words": {}, "inside_over_outside": {}}
+        values: dict[str, Any] = {"words": {}, "inside_over_outside": {}, "changed": {}}
+        others = {Stream.SOURCE: words_of(sample.target), Stream.TARGET: words_of(sample.source)}
         tiles: dict[Stream, list[Tensor]] = {}
         per_word: dict[str, list[Tensor]] = {}
         for stream, every in steps.items():
@@ -239,10 +241,12 @@ class AttentionMaps(EditCallback):
             tensors[name], values["words"][name] = mean.contiguous(), words
             if self.per_step:
                 tensors[f"{name}_steps"] = own.half()
-            word = _edited_word(sample, stream)
-            if result.masks is not None and word in words:
-                ratio = inside_over_outside(mean[words.index(word)], result.masks[index, 0].cpu())
-                values["inside_over_outside"][name] = {"word": word, "ratio": ratio}
+            if result.masks is not None:
+                mask = result.masks[index, 0].cpu()
+                values["inside_over_outside"][name] = {
+                    word: inside_over_outside(one, mask) for word, one in zip(words, mean, strict=True)
+                }
+                values["changed"][name] = [word for word in words if word not in others[stream]]
             tiles[stream] = [
                 labelled(heat_over(shown[stream], one, self.tile), said) for one, said in zip(mean, words, strict=True)
             ]
@@ -260,11 +264,12 @@ class AttentionMaps(EditCallback):
         ratios: dict[str, list[float]] = {}
         for _, values in measured(run, self.name):
             for name, found in values.get("inside_over_outside", {}).items():
-                if found["ratio"] is not None:
-                    ratios.setdefault(name, []).append(found["ratio"])
+                changed = [found[word] for word in values["changed"][name]]
+                ratios.setdefault(name, []).extend(ratio for ratio in changed if ratio is not None)
         summary = {
-            name: {"images": len(found), "median": statistics.median(found), "above_1": sum(r > 1 for r in found)}
+            name: {"words": len(found), "median": statistics.median(found), "above_1": sum(r > 1 for r in found)}
             for name, found in ratios.items()
+            if found
         }
         write_summary(run, self.name, {"inside_over_outside": summary}, {})
         if run.writer is not None:
@@ -286,9 +291,9 @@ def inside_over_outside(weights: Tensor, mask: Tensor) -> float | None:
     return float(within / without) if without > 0 else None
 
 
-def _edited_word(sample: EditSample, stream: Stream) -> str | None:
-    word = sample.blend_source if stream is Stream.SOURCE else sample.blend_target
-    return word.lower() if word else None
+def words_of(prompt: str) -> list[str]:
+    """List the words of a prompt without punctuation, in small letters."""
+    return [match[0].lower() for match in re.finditer(_WORD, prompt)]
 
 
 def _stacked(strips: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,9 @@
-"""`python -m docs.pictures QUICKSTART NOISE`: make the README's pictures from two runs.
+"""`python -m docs.pictures QUICKSTART NOISE --attention MAPS`: make the pictures of README and docs from runs.
 
 QUICKSTART and NOISE are the root folders of runs of `quickstart` and `noise_maps`. Writes docs/pictures/quickstart.png
 (one row per sample, one column per method) and docs/pictures/noise.png (variance and neighbour correlation of maps).
+MAPS is the folder of a run of `attention_maps`; it gives docs/pictures/attention.png, where words look. Each may be
+left out (`-` for the first two).
 """
 
 from __future__ import annotations
@@ -69,6 +71,33 @@ def noise_figure(root: Path) -> plt.Figure:
     return figure
 
 
+def attention_grid(run: Path, samples: int = 4) -> plt.Figure:
+    """Draw source pictures with the averaged maps of their words; words that the edit changes are bold."""
+    folders = sorted(path for path in (run / "samples").iterdir() if path.is_dir())[:samples]
+    shown = [_maps(folder) for folder in folders]
+    columns = 1 + max(len(words) for _, words, _, _ in shown)
+    figure, axes = plt.subplots(len(shown), columns, figsize=(1.15 * columns, 1.35 * len(shown)), layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, (picture, words, maps, changed) in zip(axes, shown, strict=True):
+        row[0].imshow(picture)
+        row[0].set_title("source", fontsize=7)
+        for axis, word, weights in zip(row[1:], words, maps, strict=False):
+            axis.imshow(picture.mean(-1), cmap="gray", extent=(0, 1, 0, 1))
+            axis.imshow(weights, cmap="inferno", alpha=0.65, interpolation="bilinear", extent=(0, 1, 0, 1), vmin=0)
+            axis.set_title(word, fontsize=7, fontweight="bold" if word in changed else "normal")
+    return figure
+
+
+def _maps(folder: Path) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
+    from safetensors.numpy import load_file
+
+    found = json.loads((folder / "meta.json").read_text())["measurements"]["AttentionMaps"]
+    maps = load_file(folder / "statistics.safetensors")["AttentionMaps.source"]
+    picture = np.asarray(Image.open(folder / "source.png").convert("RGB"))
+    return picture, found["words"]["source"], maps, found["changed"]["source"]
+
+
 def _statistics(run: Path) -> tuple[np.ndarray, np.ndarray]:
     def column(callback: str, rows: str, name: str) -> np.ndarray:
         table = json.loads((run / "statistics" / f"{callback}.json").read_text())[rows]
@@ -80,13 +109,17 @@ def _statistics(run: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("quickstart", type=Path, metavar="QUICKSTART")
-    parser.add_argument("noise", type=Path, metavar="NOISE")
+    parser.add_argument("quickstart", type=Path, nargs="?", default=Path("-"), metavar="QUICKSTART")
+    parser.add_argument("noise", type=Path, nargs="?", default=Path("-"), metavar="NOISE")
+    parser.add_argument("--attention", type=Path, default=Path("-"), metavar="MAPS")
     options = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
-    quickstart_grid(options.quickstart).save(PICTURES / "quickstart.png", optimize=True)
-    noise_figure(options.noise).savefig(PICTURES / "noise.png", dpi=110)
-    print(f"{PICTURES / 'quickstart.png'}\n{PICTURES / 'noise.png'}")
+    if options.quickstart != Path("-"):
+        quickstart_grid(options.quickstart).save(PICTURES / "quickstart.png", optimize=True)
+    if options.noise != Path("-"):
+        noise_figure(options.noise).savefig(PICTURES / "noise.png", dpi=110)
+    if options.attention != Path("-"):
+        attention_grid(options.attention).savefig(PICTURES / "attention.png", dpi=110)
     return 0
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from framework.schedule import Level, Schedule
-from framework.step import Conditions, Latents, Step, Stream, Token
+from framework.step import Conditions, Latents, Segment, Step, Stream, Token
+
+if TYPE_CHECKING:  # for annotations only
+    from framework.record import Record
 
 Draw = Callable[[str, int], Tensor]
 """Purpose and count -> [count, B, ...] standard normal draws."""
@@ -58,7 +62,9 @@ class Context:
         blend: Words of source and target prompt that the edit is about, as far as the samples name them, per image.
         token_spans: Prompt -> the characters that each of its tokens stands for; see `Backbone.token_spans`.
         tokens: Prompt -> its tokens; see `Backbone.tokens`.
+        segments: Prompt -> the network's text positions by tokenizer; see `Backbone.segments`.
         on_invert_step: Tells the hooks about a step; returns latents that replace the result, or None.
+        record: What the inversion found, when controls begin; None before.
     """
 
     schedule: Schedule
@@ -71,7 +77,9 @@ class Context:
     blend: Sequence[tuple[str | None, str | None]] = ()
     token_spans: Callable[[str], Sequence[tuple[int, int]]] = field(default=lambda text: (), repr=False)
     tokens: Callable[[str], Sequence[Token]] = field(default=lambda text: (), repr=False)
+    segments: Callable[[str], Sequence[Segment]] = field(default=lambda text: (), repr=False)
     on_invert_step: Callable[[Step], Latents | None] | None = field(default=None, repr=False)
+    record: Record | None = field(default=None, repr=False)
 
     def noise(self, purpose: str, count: int) -> Tensor:
         """Draw standard normal noise that depends on the run's seed, the image and the purpose alone.

@@ -64,6 +64,7 @@ def context_of(
         blend=[(sample.blend_source, sample.blend_target) for sample in samples],
         token_spans=backbone.token_spans,
         tokens=backbone.tokens,
+        segments=backbone.segments,
         on_invert_step=on_invert_step,
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from framework.context import Context
+from framework.control import Control
 from framework.guidance import Guidance, State
 from framework.record import Record
 from framework.schedule import Form, Level, Schedule
@@ -19,13 +21,14 @@ from framework.step import Conditions, Latents, Need, Predictions, Row, Stream
 class Predict(Protocol):
     """The guided prediction, as an inversion sees it."""
 
-    def __call__(self, z: Latents, i: int, *, level: Level | None = None) -> Latents:
+    def __call__(self, z: Latents, i: int, *, level: Level | None = None, stage: int = 0) -> Latents:
         """Predict for the streams of z.
 
         Args:
             z: Latents, [B, ...] per stream; the source alone while recording.
             i: Interval of the schedule, 0 the noisiest.
             level: What the network is told, where it differs from level i of the schedule.
+            stage: Position of this call among those of its step (a solver's midpoint is 1), for controls.
 
         Returns:
             Guided predictions, in the schedule's form.
@@ -35,6 +38,13 @@ class Predict(Protocol):
 
 class RecordPredict(Predict, Protocol):
     """The source's guided prediction while recording, which may be asked at many levels at once."""
+
+    def watched(self, control: Control, state: Any) -> AbstractContextManager[RecordPredict]:
+        """Return a context in which the calls of the prediction that it gives pass through a control.
+
+        For inversions that keep features of the source; the prediction itself stays as it is.
+        """
+        ...
 
     def at_levels(self, z: Tensor, levels: Sequence[int]) -> Tensor:
         """Predict for latents that do not depend on each other, in a few large network calls.
@@ -90,12 +100,14 @@ class Inversion(ABC):
         forms: Forms of prediction that its maths is written for.
         needs: What it asks of the other parts.
         has_source: Whether a source row walked back from the record reproduces the source.
+        makes_source: Whether it makes the source itself (z0 of the record), whatever the batch's picture is.
     """
 
     forms: ClassVar[tuple[Form, ...]] = ("epsilon",)
     needs: ClassVar[frozenset[Need]] = frozenset()
     streams: ClassVar[tuple[Stream, ...]] = ()
     has_source: ClassVar[bool] = True
+    makes_source: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:
@@ -115,7 +127,7 @@ class Inversion(ABC):
         """Return how many of so many steps an edit runs (skip, strength); default all."""
         return schedule_steps
 
-    def recorded(self, schedule_steps: int) -> int:
+    def recorded_steps(self, schedule_steps: int) -> int:
         """Return how many intervals its records have levels for (one less than levels); default all."""
         return schedule_steps
 
@@ -199,6 +211,7 @@ class InversionAround(Inversion):
             object.__setattr__(self, name, type(own)(dict.fromkeys((*own, *inner))))
         for name in ("forms", "has_source"):
             object.__setattr__(self, name, getattr(self.base, name))
+        object.__setattr__(self, "makes_source", type(self).makes_source or self.base.makes_source)
 
     @property
     def kind(self) -> str:
@@ -217,9 +230,9 @@ class InversionAround(Inversion):
         """Run as many steps as the base."""
         return self.base.executed(schedule_steps)
 
-    def recorded(self, schedule_steps: int) -> int:
+    def recorded_steps(self, schedule_steps: int) -> int:
         """Record as many intervals as the base."""
-        return self.base.recorded(schedule_steps)
+        return self.base.recorded_steps(schedule_steps)
 
     def suits(self, guidance: Guidance) -> list[str]:
         """Return the base's problems."""

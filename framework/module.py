@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -231,7 +232,8 @@ class EditModule(LightningModule):
         controls = in_order((*self.controls, *hooks.controls(), *self.guidance.controls()))
         sites = self.backbone.sites() if controls else ()
         size = (record.z0.shape[-2], record.z0.shape[-1])
-        states = [control.begin(ctx, sites, size) for control in controls]
+        begun = replace(ctx, record=record)
+        states = [control.begin(begun, sites, size) for control in controls]
         with self.backbone.controlled(controls, states) as handle:
             for i in range(first, schedule.num_steps):
                 conditions = inversion.condition(record, i, ctx.conditions)
@@ -295,7 +297,7 @@ class EditModule(LightningModule):
             record.z0.shape[0] == images,
             f"it holds {record.z0.shape[0]} images for {images}; stack or select records to match the batch.",
         )
-        wanted = self.inversion.recorded(self.steps)
+        wanted = self.inversion.recorded_steps(self.steps)
         checks.require(
             len(record.t) - 1 == wanted,
             f"it has {len(record.t) - 1} steps and this edit looks for {wanted}; use the inversion's number of steps.",
@@ -317,14 +319,14 @@ class EditModule(LightningModule):
             watch.look("the decoded image", picture, draws=self.draws if z.shape[0] != record.z0.shape[0] else 1)
             return (picture / 2 + 0.5).clamp(0, 1)
 
-        count = len(batch.samples)
+        count, made = len(batch.samples), self.inversion.makes_source
         edited = decode(final[Stream.TARGET])
         edited = edited.view(count, self.draws, *edited.shape[1:])
         reconstructed = decode(final.source[:: self.draws]) if final.source is not None else None
         failures = watch.failures(count, self.draws)
         return EditResult(
             samples=batch.samples,
-            source=(batch.images.float() / 2 + 0.5).clamp(0, 1),
+            source=decode(record.z0[:: self.draws]) if made else (batch.images.float() / 2 + 0.5).clamp(0, 1),
             edits=[[] if b in failures else list(edited[b]) for b in range(count)],
             reconstructions=[
                 None if reconstructed is None or b in failures else reconstructed[b] for b in range(count)

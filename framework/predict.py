@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,13 +46,19 @@ class _Told:
 class SourcePrediction:
     """Predicts for the source while it is being inverted; see `framework.inversion.RecordPredict`."""
 
-    def __init__(self, guidance: Guidance, network: Network, ctx: Context) -> None:
-        self._guidance, self._network, self._ctx = guidance, network, ctx
+    def __init__(self, guidance: Guidance, network: Network, ctx: Context, handle: ControlHandle | None = None) -> None:
+        self._guidance, self._network, self._ctx, self._handle = guidance, network, ctx, handle
 
-    def __call__(self, z: Latents, i: int, *, level: Level | None = None) -> Latents:
+    def __call__(self, z: Latents, i: int, *, level: Level | None = None, stage: int = 0) -> Latents:
         """Predict at level i, or telling the network another level."""
-        network = self._network.at(i, self._ctx.conditions)
-        return self._guidance.invert(z, network if level is None else _Told(network, level), self._ctx)
+        network = self._network.at(i, self._ctx.conditions, self._handle)
+        return self._guidance.invert(z, _Told(network, level, stage), self._ctx)
+
+    @contextmanager
+    def watched(self, control: Control, state: Any) -> Iterator[SourcePrediction]:
+        """Let a control see the calls of the prediction that this context gives."""
+        with self._network.backbone.controlled([control], [state]) as handle:
+            yield SourcePrediction(self._guidance, self._network, self._ctx, handle)
 
     def rows(
         self,
@@ -119,8 +126,8 @@ class StepPrediction:
         """Let the guidance move the latents after the step."""
         return self._guidance.correct(z, z_next, self._i, self._record, self.state, self._ctx)
 
-    def __call__(self, z: Latents, i: int, *, level: Level | None = None) -> Latents:
+    def __call__(self, z: Latents, i: int, *, level: Level | None = None, stage: int = 0) -> Latents:
         """Predict at this step, or telling the network another level (midpoints)."""
-        network = self._network if level is None else _Told(self._network, level)
+        network = _Told(self._network, level, stage) if stage or level is not None else self._network
         self.last, self.state = self._guidance.predict(z, i, network, self._record, self.state, self._ctx)
         return self.last

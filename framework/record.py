@@ -32,6 +32,8 @@ class Record:
         predictions: [T, B, ...] guided predictions of the inversion, kept on request.
         residuals: [T, B, ...] what the inversion could not reach by itself, kept on request.
         own: Tensors of one method only, named `<method>.<name>`, images along axis 1.
+        features: What the network computed inside for the source, named `<method>.<name>`, images along axis 0. They
+            are larger than all else together, and stay on the device and in the dtype that they were stored in.
         unused: Intervals that an edit from this record does not run (skipped).
         zeroed: Intervals whose noise map was set to zero.
         settings: What decides these numbers, for the json beside the file.
@@ -48,6 +50,7 @@ class Record:
     predictions: Tensor | None = None
     residuals: Tensor | None = None
     own: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
     unused: tuple[int, ...] = ()
     zeroed: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -75,6 +78,7 @@ class Record:
             self,
             z0=function(self.z0, 0),
             own={name: function(value, 1) for name, value in self.own.items()},
+            features={name: function(value, 0) for name, value in self.features.items()},
             **values,
         )
 
@@ -85,8 +89,12 @@ class Record:
         return self.map(lambda x, axis: x.narrow(axis, index, 1))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Record:
-        """Move to a device and a floating-point dtype; the level tables stay float64 on the CPU."""
-        return self.map(lambda x, axis: x.to(device, dtype))
+        """Move to a device and a floating-point dtype; level tables stay float64 on the CPU, features as they are."""
+        return replace(self, features={}).map(lambda x, axis: x.to(device, dtype)).with_features(self.features)
+
+    def with_features(self, features: Mapping[str, Tensor]) -> Record:
+        """Return a copy that holds these features."""
+        return replace(self, features=features)
 
     @staticmethod
     def stack(records: Sequence[Record]) -> Record:
@@ -109,7 +117,8 @@ class Record:
 
         series: dict[str, Any] = {name: joined([getattr(r, name) for r in records], 1) for name in _SERIES}
         own = {name: torch.cat([r.own[name] for r in records], 1) for name in first.own}
-        return replace(first, z0=torch.cat([r.z0 for r in records]), own=own, **series)
+        features = {name: torch.cat([r.features[name] for r in records]) for name in first.features}
+        return replace(first, z0=torch.cat([r.z0 for r in records]), own=own, features=features, **series)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors as a file holds them: without an axis of images, for a record of one image."""
@@ -121,6 +130,7 @@ class Record:
             if value is not None:
                 values[name] = value[:, 0]
         values.update({name: value[:, 0] for name, value in self.own.items()})
+        values.update({name: value[0] for name, value in self.features.items()})
         return {name: value.detach().to("cpu").contiguous().clone() for name, value in values.items()}
 
     def describe(self) -> dict[str, Any]:
@@ -131,6 +141,7 @@ class Record:
             "unused": list(self.unused),
             "zeroed": list(self.zeroed),
             "own": sorted(self.own),
+            "features": sorted(self.features),
             "settings": dict(self.settings),
         }
 
@@ -166,6 +177,7 @@ class Record:
                 values["alpha"],
                 values["sigma"],
                 own={name: values[name][:, None] for name in about["own"]},
+                features={name: values[name][None] for name in about.get("features", ())},
                 unused=tuple(about["unused"]),
                 zeroed=tuple(about["zeroed"]),
                 settings=about["settings"],

@@ -25,6 +25,7 @@ class Need(Enum):
     PREDICTIONS = "predictions kept by the inversion"
     ATTENTION = "attention probabilities"
     GRAD = "gradients through the network"
+    FEATURES = "attention features kept by the inversion"
     GUIDANCE_EMBEDDING = "a network that is told its guidance scale"
 
 
@@ -269,6 +270,7 @@ class Site:
         scale: Side of the latent divided by the side of this layer's map (1, 2, 4, ...).
         text: Text positions among this layer's queries and keys; 0 where text comes in as keys alone, or not at all.
         text_first: Whether those positions come before the picture's.
+        width: Channels of queries, keys and values, all heads together; 0 where the network does not say.
     """
 
     name: str
@@ -280,6 +282,7 @@ class Site:
     scale: int
     text: int = 0
     text_first: bool = False
+    width: int = 0
 
     @property
     def text_part(self) -> slice:

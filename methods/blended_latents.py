@@ -81,9 +81,7 @@ class BlendedLatents(Control):
         if tuple(ctx.masks.shape[-2:]) != tuple(latent):
             got = "x".join(map(str, ctx.masks.shape[-2:]))
             raise SettingsError(
-                [
-                    f"BlendedLatents: a mask of {got} does not fit latents of {latent[0]}x{latent[1]}; give their size."
-                ]
+                [f"BlendedLatents: a mask of {got} does not fit latents of {latent[0]}x{latent[1]}; give their size."]
             )
         if not bool(ctx.masks.flatten(1).amax(1).gt(0).all()):
             raise SettingsError(

@@ -132,7 +132,7 @@ class DDIMInversion(Inversion):
             )
         return problems
 
-    def recorded(self, schedule_steps: int) -> int:
+    def recorded_steps(self, schedule_steps: int) -> int:
         """Return T, or two less where the convention leaves out two."""
         return schedule_steps - 2 * (self.convention in SHORT)
 

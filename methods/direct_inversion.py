@@ -84,7 +84,10 @@ class DirectInversion(InversionAround):
     def check(self, schedule_steps: int) -> list[str]:
         """Refuse a trajectory that does not lie along the schedule."""
         problems = self.base.check(schedule_steps)
-        convention = getattr(self.base, "convention", "next_step")
+        innermost = self.base
+        while isinstance(innermost, InversionAround):
+            innermost = innermost.base
+        convention = getattr(innermost, "convention", "next_step")
         if convention in ("course_snippet", "input_level", "pix2pix_zero"):
             problems.append(
                 f"DirectInversion holds the source to the schedule's levels, and convention={convention} leaves them; "
@@ -144,7 +147,8 @@ class _Uncontrolled:
     record: Record
     conditions: Conditions
 
-    def __call__(self, z: Latents, i: int, *, level: Level | None = None) -> Latents:
+    def __call__(self, z: Latents, i: int, *, level: Level | None = None, stage: int = 0) -> Latents:
+        del stage  # controls do not act here
         return self.predict.denoising(z, i, self.record, self.conditions, level=level)
 
 

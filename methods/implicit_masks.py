@@ -259,8 +259,8 @@ class ImplicitMaskGuidance(Guidance):
             masks = torch.stack(list(parts.values())).all(0)
             weight = now.concepts.weight if self.variant == "repo" else now.concepts.present.to(d.dtype)
             term = (per_image(weight, d) * masks[:, :, None] * d).sum(0)
-            masks, *others = (part.transpose(0, 1).to(d.dtype) for part in (masks, *parts.values()))
-            parts = dict(zip(parts, others, strict=True)) if len(parts) > 1 else {}
+            masks, *kept = (part.transpose(0, 1).to(d.dtype) for part in (masks, *parts.values()))
+            parts = dict(zip(parts, kept, strict=True)) if len(parts) > 1 else {}
         results[Stream.TARGET] = uncond + term
         return latents(results), replace(now, first=first, masks=masks, parts=parts, guidance=term)
 

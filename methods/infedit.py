@@ -145,7 +145,7 @@ class VirtualInversion(Inversion):
         level = schedule.levels[i + 1]
         fresh = self.eta**0.5 * level.sigma
         kept = max(level.sigma**2 - fresh**2, 0.0) ** 0.5 if self.eta < 1 else 0.0
-        moved = level.alpha * x0 + fresh * noise
+        moved: Tensor = level.alpha * x0 + fresh * noise
         return moved + kept * eps if kept else moved
 
 

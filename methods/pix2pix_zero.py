@@ -266,7 +266,7 @@ class _Moved:
 def _maps(q: Tensor, k: Tensor) -> Tensor:
     """Form attention probabilities, at least in float32, [rows, heads, queries, keys]."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(wide) @ k.to(wide).transpose(-1, -2) / q.shape[-1] ** 0.5
+    scores: Tensor = q.to(wide) @ k.to(wide).transpose(-1, -2) / q.shape[-1] ** 0.5
     return scores.softmax(-1)
 
 

@@ -199,7 +199,7 @@ class PromptToPrompt(Control):
         known = bool(word) and bool(word_positions(target, str(word), ctx.tokens(target), self.word_rule))
         factors = {str(word): self.blend_factor} if known and self.blend_factor != 1 else {}
         own = ctx.extra[image].get("equalizer", {}) if image < len(ctx.extra) else {}
-        return factors | dict(self.equalizer) | _mapping(own)
+        return {**factors, **self.equalizer, **_mapping(own)}
 
     def describe(self, ctx: Context, image: int) -> Mapping[str, Any]:
         """Say how the words of one image's prompts correspond; see `token_table`."""

@@ -54,7 +54,7 @@ class RegularisedInversion(DDIMInversion):
 
     def provides(self) -> frozenset[Need]:
         """Return what DDIM inversion provides; a trajectory only where it has a latent for every level."""
-        short = self.recorded(3) < 3
+        short = self.recorded_steps(3) < 3
         return super().provides() - (frozenset({Need.TRAJECTORY}) if short else frozenset())
 
     def adjusted(self, eps: Tensor, index: int, ctx: Context) -> Tensor:

@@ -171,6 +171,15 @@ def refinement_mapper(source: str, target: str, tokens: Tokens, length: int) -> 
     Source: google/prompt-to-prompt `get_mapper`, `global_align`.
     """
     x, y = (_framed([token.id for token in tokens(text)], length) for text in (source, target))
+    return aligned_ids(x, y, length)
+
+
+def aligned_ids(x: Sequence[int], y: Sequence[int], length: int) -> tuple[list[int], list[int]]:
+    """Align the token ids of a source x with those of a target y, which fill at most `length` positions.
+
+    Returns:
+        As `refinement_mapper`.
+    """
     score = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
     for i in range(1, len(x) + 1):
         for j in range(1, len(y) + 1):

@@ -177,13 +177,13 @@ class UnifiedAttention(Control):
 
     def words(self, ctx: Context, image: int) -> UnifiedWords:
         """Align the prompts of one image; see `unified_words`."""
-        features = tuple(ctx.conditions[Row(stream, COND)].text for stream in (Stream.SOURCE, Stream.TARGET))
-        if features[0] is None or features[1] is None:
+        of_source, of_target = (ctx.conditions[Row(stream, COND)].text for stream in (Stream.SOURCE, Stream.TARGET))
+        if of_source is None or of_target is None:
             raise SettingsError(["UnifiedAttention needs a network that is conditioned on a prompt's tokens."])
 
         def align(local: Sequence[str]) -> UnifiedWords:
             source, target = ctx.texts.source[image], ctx.texts.target[image]
-            pair = (features[0][image], features[1][image])
+            pair = (of_source[image], of_target[image])
             return unified_words(
                 source, target, ctx.tokens, pair, local=local, mutual=self.mutual_words, crossed=self.crossed
             )

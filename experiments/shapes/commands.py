@@ -29,7 +29,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from experiments.shapes.training import export_checkpoint, train
 
     if arguments.export_only:
-        out = Path(settings.output.export or Path(settings.output.dir) / "diffusion")
+        out = Path(settings.output.export or Path(settings.output.dir) / settings.model.kind)
         export_checkpoint(settings, out)
     else:
         out = train(settings)

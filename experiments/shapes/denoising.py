@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import CLIPTextModel
 
 from experiments.shapes.data import CODE, Cache, Captioner, easy
 from experiments.shapes.optimiser import MixedOptimiser
@@ -35,15 +34,15 @@ SCHEDULER: dict[str, Any] = {
 
 
 class Batch(NamedTuple):
-    """What one step sees: latents and noise [B, 16, 16, 16], regions [B, 16, 16] in [0, 1], tokens [B, 32], timesteps
-    [B] in 0..999.
+    """What one step sees: latents and noise [B, 16, 16, 16], regions [B, 16, 16] in [0, 1], tokens [B, 32], noise
+    levels [B] in [0, 1).
     """
 
     latents: Tensor
     noise: Tensor
     regions: Tensor
     tokens: Tensor
-    timesteps: Tensor
+    levels: Tensor
 
 
 def signal_scales() -> Tensor:
@@ -67,7 +66,7 @@ def build_unet(model: ModelSettings, channels: int = 16) -> UNet2DConditionModel
         attention_head_dim=tuple(model.unet_heads),
         norm_num_groups=8,
     )
-    torch.nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.weight)
     return unet
 
 
@@ -122,7 +121,7 @@ class Batches(IterableDataset[Batch]):
             torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)),
             torch.from_numpy(np.asarray(self.cache.regions[rows], dtype=np.float32) / 255),
             tokens,
-            torch.from_numpy((np.where(anywhere, spread, level) * 1000).astype(np.int64)),
+            torch.from_numpy(np.where(anywhere, spread, level).astype(np.float32)),
         )
 
     def _row(self, rng: np.random.Generator, progress: float) -> int:
@@ -144,7 +143,7 @@ def object_weights(regions: Tensor, weight: float) -> Tensor:
     Returns:
         [B, 1, H, W].
     """
-    near = torch.nn.functional.max_pool2d(regions[:, None], 3, stride=1, padding=1).gt(0)
+    near = nn.functional.max_pool2d(regions[:, None], 3, stride=1, padding=1).gt(0)
     weights = 1 + (weight - 1) * near.float()
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
@@ -158,20 +157,23 @@ def learning_rate(samples: int, training: TrainingSettings) -> float:
 
 
 class Denoising(lightning.LightningModule):
-    """Trains denoiser and text encoder together and keeps an average of their weights in `averages`."""
+    """Trains denoiser and text encoders together and keeps an average of their weights in `averages`.
+
+    A family of models overrides `loss` and says in `inner` which matrices take steps of orthogonalised momentum.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        unet: UNet2DConditionModel,
-        text_encoder: CLIPTextModel,
+        denoiser: nn.Module,
+        text_encoders: Sequence[nn.Module],
         cache: Cache,
         captioner: Captioner,
     ) -> None:
         super().__init__()
         self.settings, self.cache, self.captioner = settings, cache, captioner
-        self.unet, self.text_encoder = unet, text_encoder
-        self.register_buffer("alphas", signal_scales(), persistent=False)
+        self.denoiser, self.text_encoders = denoiser, nn.ModuleList(text_encoders)
+        self.text_encoders.requires_grad_(settings.training.text_rate > 0)
         self.averages = {name: value.detach().clone() for name, value in self.named_parameters()}
         self._before = (0, 0)
         self._since = (0, time.perf_counter())
@@ -203,14 +205,12 @@ class Denoising(lightning.LightningModule):
         return DataLoader(data, batch_size=None, num_workers=0)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Weighted mean squared error of v = alpha * noise - sigma * latent."""
-        alpha = self.alphas[batch.timesteps].view(-1, 1, 1, 1)
-        sigma = (1 - alpha**2).sqrt()
-        noisy = (alpha * batch.latents + sigma * batch.noise).contiguous(memory_format=torch.channels_last)
-        states = self.text_encoder(batch.tokens)[0]
-        predicted = self.unet(noisy, batch.timesteps, states, return_dict=False)[0]
-        error = predicted.float() - (alpha * batch.noise - sigma * batch.latents)
-        return (object_weights(batch.regions, self.settings.training.region_weight) * error.square()).mean()
+        """Loss of a batch, a scalar."""
+        raise NotImplementedError
+
+    def inner(self, name: str) -> bool:
+        """Whether a matrix of the denoiser takes steps of orthogonalised momentum."""
+        raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step; logs every `log_samples` samples."""
@@ -257,19 +257,18 @@ class Denoising(lightning.LightningModule):
             torch._foreach_lerp_(list(self.averages.values()), [parameters[name] for name in self.averages], 1 - keep)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Orthogonalised momentum for the denoiser's inner matrices, AdamW for the rest; the text encoder learns at its
-        own rate.
+        """Orthogonalised momentum for the denoiser's inner matrices, AdamW for the rest; the text encoders learn at
+        their own rate.
         """
         recipe = self.settings.training
-        outer = ("conv_in", "conv_out", "time_embedding")
         matrices, others = [], []
-        for name, parameter in self.unet.named_parameters():
-            inner = parameter.ndim >= 2 and not name.startswith(outer)
+        for name, parameter in self.denoiser.named_parameters():
+            inner = parameter.ndim >= 2 and self.inner(name)
             (matrices if inner and recipe.optimiser == "muon" else others).append(parameter)
         groups = [
             {"params": matrices, "lr": recipe.matrix_rate, "matrix": True},
             {"params": others, "lr": recipe.learning_rate},
-            {"params": list(self.text_encoder.parameters()), "lr": recipe.learning_rate * recipe.text_rate},
+            {"params": list(self.text_encoders.parameters()), "lr": recipe.learning_rate * recipe.text_rate},
         ]
         optimiser = MixedOptimiser([group for group in groups if group["params"]], weight_decay=recipe.weight_decay)
         # Kept here, because restoring a checkpoint overwrites the groups' own.
@@ -285,3 +284,29 @@ class Denoising(lightning.LightningModule):
         """Take the averages and the count of samples back."""
         self._before = (checkpoint["samples"], checkpoint["global_step"])
         self.averages = {name: value.clone() for name, value in checkpoint["averages"].items()}
+
+
+class DiffusionDenoising(Denoising):
+    """Trains the UNet to predict v."""
+
+    outer = ("conv_in", "conv_out", "time_embedding")
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.register_buffer("alphas", signal_scales(), persistent=False)
+        self.denoiser.to(memory_format=torch.channels_last)
+
+    def inner(self, name: str) -> bool:
+        """All but the first and last layers and the embedding of the timestep."""
+        return not name.startswith(self.outer)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Weighted mean squared error of v = alpha * noise - sigma * latent."""
+        timesteps = (batch.levels * 1000).long()
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
+        sigma = (1 - alpha**2).sqrt()
+        noisy = (alpha * batch.latents + sigma * batch.noise).contiguous(memory_format=torch.channels_last)
+        states = self.text_encoders[0](batch.tokens)[0]
+        predicted = self.denoiser(noisy, timesteps, states, return_dict=False)[0]
+        error = predicted.float() - (alpha * batch.noise - sigma * batch.latents)
+        return (object_weights(batch.regions, self.settings.training.region_weight) * error.square()).mean()

@@ -12,8 +12,12 @@ from framework.errors import SettingsError, did_you_mean
 
 @dataclass
 class ModelSettings:
-    """Sizes of the networks."""
+    """Kind and sizes of the networks."""
 
+    kind: str = "diffusion"
+    """`diffusion`: a UNet in Stable Diffusion's layout, v prediction; `flow`: a transformer in Stable Diffusion 3's
+    layout, a rectified flow.
+    """
     whitening: float = 0.5
     """How far the latents' components are brought to equal variance, 0..1."""
     unet_widths: list[int] = field(default_factory=lambda: [32, 64, 128])
@@ -22,9 +26,16 @@ class ModelSettings:
     """Attention heads at the same levels."""
     unet_layers: int = 1
     """Residual layers per block."""
+    transformer_width: int = 128
+    transformer_layers: int = 6
+    transformer_heads: int = 4
+    transformer_patch: int = 2
+    """Side in cells of the latent of a transformer's token."""
     text_width: int = 128
     text_layers: int = 2
     text_heads: int = 4
+    second_text_width: int = 64
+    """Width of a flow model's second text encoder, of as many layers and heads."""
     vae_widths: list[int] = field(default_factory=lambda: [16, 32, 64])
     """Channels of the autoencoder at 64 x 64, 32 x 32 and 16 x 16."""
 
@@ -41,7 +52,7 @@ class DataSettings:
 
 @dataclass
 class NoiseSettings:
-    """How noise levels are drawn: timestep / 1000 is uniform in `uniform` of the draws, otherwise normal."""
+    """How noise levels, timestep / 1000 or a flow's sigma, are drawn: a share `uniform` evenly, the others normally."""
 
     uniform: float = 0.45
     centre: float = 0.68
@@ -55,6 +66,10 @@ class TrainingSettings:
     total_samples: int = 600_000
     start_from: str = "scratch"
     """`scratch`, `shipped`, or a pipeline folder whose weights to start from with a fresh optimiser."""
+    parts_from: str = "scratch"
+    """Where a start from scratch takes autoencoder and first text encoder from: `scratch` trains them too, `shipped`
+    takes those of the bundled diffusion model.
+    """
     batch_size: int = 16
     """Samples per step and process."""
     optimiser: str = "muon"
@@ -63,7 +78,7 @@ class TrainingSettings:
     """Learning rate of orthogonalised momentum, in units of AdamW's."""
     learning_rate: float = 1.5e-3
     text_rate: float = 0.2
-    """Learning rate of the text encoder relative to the denoiser's."""
+    """Learning rate of the text encoders relative to the denoiser's; 0 keeps them as they are, without gradients."""
     warm_up: int = 5_000
     """Samples over which the rate rises."""
     decay: float = 0.4
@@ -99,7 +114,7 @@ class OutputSettings:
 
     dir: str = "runs/shapes"
     export: str | None = None
-    """Folder for the finished pipeline; by default `diffusion` inside the run."""
+    """Folder for the finished pipeline; by default its kind inside the run."""
 
 
 @dataclass
@@ -161,6 +176,15 @@ def _problems(settings: Settings) -> list[str]:
         value = getattr(training, name)
         if value <= 0:
             found.append(f"training.{name}={value} must be above zero")
+    if training.parts_from not in ("scratch", "shipped"):
+        found.append(f"training.parts_from={training.parts_from!r} is not known; choose scratch or shipped")
+    if settings.model.kind not in ("diffusion", "flow"):
+        found.append(f"model.kind={settings.model.kind!r} is not known; choose diffusion or flow")
+    if settings.model.transformer_width % settings.model.transformer_heads:
+        found.append(
+            f"model.transformer_width={settings.model.transformer_width} does not divide by its "
+            f"{settings.model.transformer_heads} heads; choose a multiple"
+        )
     if training.optimiser not in ("muon", "adamw"):
         found.append(f"training.optimiser={training.optimiser!r} is not known; choose muon or adamw")
     if not 0 <= settings.model.whitening <= 1:

@@ -10,10 +10,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from experiments.shapes.scene import RELATIONS, WORDS
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 LENGTH = 32
 """Positions of a prompt, start and end included."""
@@ -76,19 +78,47 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2, heads: int = 4) -> CLIPTextModel:
     """Build a text encoder with random weights for a tokenizer."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            projection_dim=width,
-        )
+    return CLIPTextModel(_config(tokenizer, width, layers, heads))
+
+
+def build_projected_encoder(
+    tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2, heads: int = 4, like: CLIPTextModel | None = None
+) -> CLIPTextModelWithProjection:
+    """Build a text encoder with a projection of the caption's end, of the same width.
+
+    Args:
+        tokenizer: Its tokenizer.
+        width, layers, heads: Sizes, where `like` does not give them.
+        like: A text encoder whose weights to take; the projection then starts as the identity.
+    """
+    from transformers import CLIPTextModelWithProjection
+
+    if like is None:
+        return CLIPTextModelWithProjection(_config(tokenizer, width, layers, heads))
+    said = like.config
+    encoder = CLIPTextModelWithProjection(
+        _config(tokenizer, said.hidden_size, said.num_hidden_layers, said.num_attention_heads)
+    )
+    encoder.text_model.load_state_dict(like.state_dict())
+    with torch.no_grad():
+        encoder.text_projection.weight.copy_(torch.eye(said.hidden_size))
+    return encoder
+
+
+def _config(tokenizer: CLIPTokenizer, width: int, layers: int, heads: int) -> CLIPTextConfig:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=width,
     )

@@ -15,7 +15,7 @@ from experiments.shapes.data import Captioner
 from experiments.shapes.scene import OPTIONAL, RELATIONS, WORDS
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 
 def caption_tokens(captioner: Captioner, codes: np.ndarray, rng: np.random.Generator, omit: float) -> Tensor:
@@ -50,7 +50,7 @@ class AttributeHeads(nn.Module):
 
 
 def pretrain_text(
-    encoder: CLIPTextModel,
+    encoder: CLIPTextModel | CLIPTextModelWithProjection,
     captioner: Captioner,
     codes: np.ndarray,
     *,
@@ -62,7 +62,7 @@ def pretrain_text(
     """Train a text encoder to say, at the end of a caption, everything that the caption said.
 
     Args:
-        encoder: Trained in place.
+        encoder: Trained in place; with a projection, that too.
         captioner: Writes the captions.
         codes: Attribute codes [N, 11] to draw from.
         steps: Steps of the optimiser.
@@ -84,10 +84,11 @@ def pretrain_text(
         rows = codes[rng.integers(len(codes), size=batch)].astype(np.int64)
         tokens = caption_tokens(captioner, rows, rng, 0.0)
         longest = int((tokens != captioner.pad).sum(1).max()) + 2
-        states = encoder(tokens[:, :longest])[0]
+        said = encoder(tokens[:, :longest])
         ends = (tokens == captioner.end).int().argmax(1)
-        target = torch.from_numpy(rows)
-        loss = heads.loss(states[torch.arange(batch), ends], target)
+        # With a projection the end of the caption leaves through it.
+        end = said.text_embeds if "text_embeds" in said else said[0][torch.arange(batch), ends]
+        loss = heads.loss(end, torch.from_numpy(rows))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

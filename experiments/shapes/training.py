@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from dataclasses import asdict
@@ -13,20 +12,22 @@ import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from experiments.shapes.data import Captioner, cached, pixels
-from experiments.shapes.denoising import Denoising, build_unet
+from experiments.shapes.denoising import DiffusionDenoising, build_unet
+from experiments.shapes.flow import FlowDenoising, build_transformer
 from experiments.shapes.latents import Projection, build_vae, fit_projection
-from experiments.shapes.pipeline import SHIPPED, export_pipeline
+from experiments.shapes.pipeline import SHIPPED, SHIPPED_FLOW, Parts, export_pipeline
 from experiments.shapes.sample import sample_scene
 from experiments.shapes.settings import Settings
-from experiments.shapes.text import build_text_encoder, build_tokenizer
+from experiments.shapes.text import build_projected_encoder, build_text_encoder, build_tokenizer
 from experiments.shapes.text_training import pretrain_text
 from experiments.shapes.vae_training import psnr, round_trip, train_decoder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
 PROJECTION_SCENES = 3000
 PROJECTION_SEED = 7
@@ -77,16 +78,16 @@ def train(settings: Settings) -> Path:
     run = Path(settings.output.dir)
     run.mkdir(parents=True, exist_ok=True)
     lightning.seed_everything(settings.seed, verbose=False)
-    tokenizer, text_encoder, vae, unet = prepare(settings)
-    projection = projection_of(vae)
+    parts = prepare(settings)
+    projection = projection_of(parts.vae)
     folder = Path(settings.data.cache) if settings.data.cache else run / "cache"
     cache = cached(folder, projection, seed=settings.data.seed, count=settings.data.scenes)
-    module = Denoising(settings, unet, text_encoder, cache, Captioner(tokenizer))
-    unet.to(memory_format=torch.channels_last)
+    family = DiffusionDenoising if settings.model.kind == "diffusion" else FlowDenoising
+    module = family(settings, parts.denoiser, parts.text_encoders, cache, Captioner(parts.tokenizer))
     module.train()
     if settings.training.compile:
         torch._dynamo.config.optimize_ddp = False  # One graph; the gradients are averaged after it.
-        unet.compile()
+        parts.denoiser.compile()
     trainer = lightning.Trainer(
         **{"devices": 1, "enable_progress_bar": False, "enable_model_summary": False, **settings.trainer},
         max_steps=-1,
@@ -103,7 +104,7 @@ def train(settings: Settings) -> Path:
         f"{'resuming' if last.exists() else 'training'}: {settings.training.total_samples} samples, {steps} steps"
     )
     trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
-    out = Path(settings.output.export) if settings.output.export else run / "diffusion"
+    out = Path(settings.output.export) if settings.output.export else run / settings.model.kind
     if trainer.is_global_zero:
         export_checkpoint(settings, out)
     return out
@@ -119,42 +120,64 @@ def remaining_steps(settings: Settings, ranks: int, checkpoint: Path) -> int:
     return int(steps + -(-left // (settings.training.batch_size * ranks)))
 
 
-def prepare(settings: Settings) -> tuple[CLIPTokenizer, CLIPTextModel, AutoencoderKL, Any]:
+def prepare(settings: Settings) -> Parts:
     """Build the networks that training starts from; what takes minutes is done once and kept in the run folder.
-
-    Returns:
-        Tokenizer, text encoder, autoencoder (its decoder trained), denoiser.
 
     Raises:
         FileNotFoundError: `training.start_from` names a folder without a pipeline.
     """
-    from transformers import CLIPTextModel
-
     home = Path(settings.output.dir) / "parts"
+    tokenizer, flow = build_tokenizer(home / "tokenizer"), settings.model.kind == "flow"
     start = settings.training.start_from
     if start != "scratch":
         from experiments.shapes.pipeline import load_pipeline
 
-        shipped = load_pipeline(SHIPPED if start == "shipped" else start)
-        shipped.tokenizer.model_max_length = int(shipped.text_encoder.config.max_position_embeddings)
-        build_tokenizer(home / "tokenizer")
-        return shipped.tokenizer, shipped.text_encoder, shipped.vae, shipped.unet
-    tokenizer = build_tokenizer(home / "tokenizer")
-    text, decoder = home / "text_encoder", home / "vae"
-    if not text.exists():
-        encoder = build_text_encoder(
-            tokenizer, settings.model.text_width, settings.model.text_layers, settings.model.text_heads
-        )
-        codes = _caption_codes(20_000)
-        pretrain_text(encoder, Captioner(tokenizer), codes, steps=settings.training.text_steps, report=rank_zero_info)
-        _save(encoder, text)
-    if not decoder.exists():
+        given: Any = load_pipeline((SHIPPED_FLOW if flow else SHIPPED) if start == "shipped" else start)
+        tokenizer.model_max_length = int(given.text_encoder.config.max_position_embeddings)
+        if flow:
+            return Parts(tokenizer, [given.text_encoder, given.text_encoder_2], given.vae, given.transformer)
+        return Parts(tokenizer, [given.text_encoder], given.vae, given.unet)
+    folders = [home / "text_encoder", home / "text_encoder_2"][: 1 + flow]
+    for number, folder in enumerate(folders):
+        if not folder.exists():
+            _save(_text_encoder(settings, tokenizer, number), folder)
+    if not (home / "vae").exists():
+        _save(_autoencoder(settings), home / "vae")
+    lightning.seed_everything(settings.seed, verbose=False)
+    kind = CLIPTextModelWithProjection if flow else CLIPTextModel
+    build = build_transformer if flow else build_unet
+    encoders = [kind.from_pretrained(str(folder)) for folder in folders]
+    return Parts(tokenizer, encoders, load_vae(home / "vae"), build(settings.model))
+
+
+def _text_encoder(settings: Settings, tokenizer: CLIPTokenizer, number: int) -> Any:
+    """The first or second text encoder: the bundled one, or one that has learned its captions alone."""
+    model, build = settings.model, build_projected_encoder if settings.model.kind == "flow" else build_text_encoder
+    if settings.training.parts_from == "shipped" and number == 0:
+        from experiments.shapes.pipeline import load_pipeline
+
+        like = load_pipeline(SHIPPED).text_encoder
+        return build_projected_encoder(tokenizer, like=like) if model.kind == "flow" else like
+    lightning.seed_everything(settings.seed + number, verbose=False)
+    encoder = build(tokenizer, (model.text_width, model.second_text_width)[number], model.text_layers, model.text_heads)
+    steps, codes = settings.training.text_steps, _caption_codes(20_000)
+    pretrain_text(encoder, Captioner(tokenizer), codes, steps=steps, seed=number, report=rank_zero_info)
+    return encoder
+
+
+def _autoencoder(settings: Settings) -> AutoencoderKL:
+    """The bundled autoencoder, or one whose decoder is trained here; both kinds of pipeline can read it."""
+    if settings.training.parts_from == "shipped":
+        from experiments.shapes.pipeline import load_pipeline
+
+        vae = load_pipeline(SHIPPED).vae
+    else:
         projection = world_projection(settings.model.whitening)
         vae = build_vae(projection, tuple(settings.model.vae_widths))  # type: ignore[arg-type]
         train_decoder(vae, projection, steps=settings.training.vae_steps, seed=DECODER_SEED, report=rank_zero_info)
-        _save(vae, decoder)
-    lightning.seed_everything(settings.seed, verbose=False)
-    return tokenizer, CLIPTextModel.from_pretrained(str(text)), load_vae(decoder), build_unet(settings.model)
+    if settings.model.kind == "flow":
+        vae.register_to_config(shift_factor=0.0)
+    return vae
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
@@ -195,8 +218,9 @@ def export_checkpoint(settings: Settings, out: Path) -> None:
     """Export the averaged weights of a run's newest checkpoint as a pipeline; the run may still be training."""
     run = Path(settings.output.dir)
     checkpoint = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)
-    _, text_encoder, vae, unet = prepare(settings)
-    for prefix, network in (("unet.", unet), ("text_encoder.", text_encoder)):
+    parts = prepare(settings)
+    networks = {"denoiser.": parts.denoiser} | {f"text_encoders.{k}.": one for k, one in enumerate(parts.text_encoders)}
+    for prefix, network in networks.items():
         own = {
             name.removeprefix(prefix): value
             for name, value in checkpoint["averages"].items()
@@ -210,13 +234,6 @@ def export_checkpoint(settings: Settings, out: Path) -> None:
         "exported": time.strftime("%Y-%m-%d"),
         "settings": {key: asdict(settings)[key] for key in ("seed", "model", "training")}
         | {"scenes": settings.data.scenes},
-        "vae_round_trip_psnr": round(psnr((round_trip(vae, images) - images) / 2).mean().item(), 2),
+        "vae_round_trip_psnr": round(psnr((round_trip(parts.vae, images) - images) / 2).mean().item(), 2),
     }
-    export_pipeline(
-        out,
-        vae=vae,
-        unet=copy.deepcopy(unet).to(memory_format=torch.contiguous_format),
-        text_encoder=text_encoder,
-        tokenizer_files=run / "parts" / "tokenizer",
-        record=record,
-    )
+    export_pipeline(out, parts, tokenizer_files=run / "parts" / "tokenizer", record=record)

@@ -144,7 +144,7 @@ class Flux(FlowTransformer):
         ]
         names = [(f"{blocks}.{k}.attn", place, k) for blocks, place, count in layout for k in range(count)]
         return tuple(
-            Site(name, "joint", place, index, index, block, _PATCH, self.max_tokens, text_first=True)
+            Site(name, "joint", place, index, index, block, _PATCH, self.max_tokens, text_first=True, width=self._width)
             for index, (name, place, block) in enumerate(names)
         )
 

@@ -37,7 +37,7 @@ class JointProcessor(ControlledProcessor):
 
         def heads(x: Tensor, norm: Any = None) -> Tensor:
             x = x.view(x.shape[0], -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
-            return x if norm is None else norm(x)  # type: ignore[no-any-return]
+            return x if norm is None else norm(x)
 
         q = heads(attn.to_q(hidden_states), attn.norm_q)
         k = heads(attn.to_k(hidden_states), attn.norm_k)
@@ -71,7 +71,7 @@ class FluxProcessor(JointProcessor):
         image_rotary_emb: Any = None,
     ) -> Any:
         """Compute the attention layer; arguments are those of diffusers' processors."""
-        from diffusers.models.embeddings import apply_rotary_emb
+        from diffusers.models.embeddings import apply_rotary_emb as rotated
 
         active = self.active()
         text = encoder_hidden_states
@@ -80,7 +80,7 @@ class FluxProcessor(JointProcessor):
 
         def heads(x: Tensor, norm: Any = None) -> Tensor:
             x = x.unflatten(-1, (-1, attn.head_dim))
-            return x if norm is None else norm(x)  # type: ignore[no-any-return]
+            return x if norm is None else norm(x)
 
         q = heads(attn.to_q(hidden_states), attn.norm_q)
         k = heads(attn.to_k(hidden_states), attn.norm_k)
@@ -90,8 +90,8 @@ class FluxProcessor(JointProcessor):
             k = torch.cat([heads(attn.add_k_proj(text), attn.norm_added_k), k], dim=1)
             v = torch.cat([heads(attn.add_v_proj(text)), v], dim=1)
         if image_rotary_emb is not None:
-            q = apply_rotary_emb(q, image_rotary_emb, sequence_dim=1)
-            k = apply_rotary_emb(k, image_rotary_emb, sequence_dim=1)
+            turned: list[Any] = [rotated(x, image_rotary_emb, sequence_dim=1) for x in (q, k)]
+            q, k = turned
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
 
         attended = self.attend(q, k, v, active, attention_mask).transpose(1, 2).flatten(2, 3).to(q.dtype)

@@ -174,7 +174,9 @@ class SD3(FlowTransformer):
             layers += [("attn2", "self", 0)] if block in dual else []
             for layer, kind, text in layers:
                 name = f"transformer_blocks.{block}.{layer}"
-                sites.append(Site(name, kind, "joint", len(sites), counts[kind], block, self._patch, text))
+                sites.append(
+                    Site(name, kind, "joint", len(sites), counts[kind], block, self._patch, text, width=self._width)
+                )
                 counts[kind] += 1
         return tuple(sites)
 

@@ -117,6 +117,12 @@ class FlowTransformer(LatentPipeline):
         """Side of a patch of latents that becomes one token."""
 
     @property
+    def _width(self) -> int:
+        """Channels of queries, keys and values."""
+        config = self.transformer_config
+        return int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+
+    @property
     def _present_encoders(self) -> Mapping[str, str]:
         """The text encoders that are used."""
         return self._encoders

@@ -119,7 +119,7 @@ def _pelz_good(d: float, n: int) -> float:
         )
     )
     k3 += root / (216 * z**6) * sum((3 * a * z**2 - a * a) * e for a, e in wholes)
-    return k0 + k1 / n**0.5 + k2 / n + k3 / n**1.5
+    return float(k0 + k1 / n**0.5 + k2 / n + k3 / n**1.5)
 
 
 def dagostino_k2(moments: Moments) -> Tensor:

@@ -25,7 +25,8 @@ def measure_pairs(maps: Tensor) -> Tensor:
     parts = [value.unflatten(0, (steps, images)) for value in centred]
     earlier = Centred(*(value[:-1].flatten(0, 1) for value in parts))
     later = Centred(*(value[1:].flatten(0, 1) for value in parts))
-    return CoMoments.between(earlier, later).to_tensor().unflatten(0, (steps - 1, images))
+    pairs: Tensor = CoMoments.between(earlier, later).to_tensor().unflatten(0, (steps - 1, images))
+    return pairs
 
 
 def position_angles(a: Tensor, b: Tensor) -> Tensor:

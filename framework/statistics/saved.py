@@ -82,7 +82,7 @@ class SavedStatistics:
 
     def arrays(self) -> dict[str, Tensor]:
         """Return the folded states, to be merged or drawn elsewhere."""
-        groups = {"distribution": self.distribution, "pairs": self.pairs, "structure": self.structure}
+        groups: dict[str, Any] = {"distribution": self.distribution, "pairs": self.pairs, "structure": self.structure}
         found = {
             f"{name}.{key}": x for name, group in groups.items() if group.images for key, x in group.arrays().items()
         }

@@ -196,8 +196,8 @@ class StructureFold:
         """Return the autocorrelation over pairs of pixels without wrapping, [T, 2, max_lag]: horizontal, vertical."""
         if "lags" not in self.states:
             return torch.zeros(len(self.states["spectrum"].n), 2, 0, dtype=torch.float64)
-        pearson: Tensor = self.states["lags"].pearson[..., 0, 1]
-        return pearson.unflatten(-1, (2, -1))
+        pearson: Tensor = self.states["lags"].pearson[..., 0, 1].unflatten(-1, (2, -1))
+        return pearson
 
     def circular(self) -> Tensor:
         """Return the autocorrelation with wrapped borders, [T, 2, max_lag]."""

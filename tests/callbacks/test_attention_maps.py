@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def batch(source="a photo of a cat", target="a photo of a dog"):
     one = batch_of([0])
     masks = torch.zeros(1, 1, 64, 64)
     masks[..., :32, :] = 1
-    sample = replace(one.samples[0], source=source, target=target, blend_source="cat", blend_target="dog")
+    sample = replace(one.samples[0], source=source, target=target)
     return replace(one, samples=(sample,), masks=masks)
 
 
@@ -92,7 +93,16 @@ def test_a_run_ends_with_pictures_and_the_median_of_the_edited_word(network, tmp
     folder = run.directory / "samples" / "image-0"
     assert {path.name for path in folder.glob("*.png")} >= {"attention.png", "attention-cat.png", "attention-dog.png"}
     assert Image.open(folder / "attention.png").size == (4 * 32 + 3 * 4, 2 * (32 + 14) + 4)
-    assert run.summary("AttentionMaps")["inside_over_outside"]["source"]["images"] == 1
+    measured = json.loads((folder / "meta.json").read_text())["measurements"]["AttentionMaps"]
+    assert measured["changed"] == {"source": ["cat"], "target": ["dog"]}
+    summary = run.summary("AttentionMaps")["inside_over_outside"]
+    assert summary["source"] == pytest.approx(
+        {
+            "words": 1,
+            "median": measured["inside_over_outside"]["source"]["cat"],
+            "above_1": measured["inside_over_outside"]["source"]["cat"] > 1,
+        }
+    )
     assert "4_edits/attention/image-0" in events.tags("add_image")
 
 

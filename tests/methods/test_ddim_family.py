@@ -29,7 +29,7 @@ from methods.noise_map_guidance import NMG, NoiseMapGuidance
 from methods.null_text import NullText, NullTextInversion
 from methods.proximal import ProxEdit, ProximalGuidance
 from methods.sdedit import NoInversion, SDEdit
-from tests.laws.conftest import batch_of, make, network  # noqa: F401 - fixtures
+from tests.laws.conftest import batch_of, flow_network, make, network  # noqa: F401 - fixtures
 
 Make = Callable[..., EditModule]
 GUIDED = ClassifierFree(target=5.0, source=5.0, inversion=1.0)

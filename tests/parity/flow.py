@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from framework.backbones import SD3, Flux
+from framework.context import Texts
 from framework.module import EditModule
 from framework.network import Network
 from framework.schedule import Schedule
@@ -54,6 +55,13 @@ class Calls:
 
         network.evaluate = kept  # type: ignore[method-assign]
 
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return and forget the first row and sigma of every call so far, [calls, C, H, W] and [calls]."""
+        taken = torch.stack([rows[0] for rows in self.rows]), self.told / 1000
+        self.rows.clear()
+        self.times.clear()
+        return taken
+
     @property
     def told(self) -> Tensor:
         """Time of every call, [calls]."""
@@ -73,7 +81,7 @@ class FlowRun(LatentRun):
         super().__init__(module, {}, draws)
         self.z0 = case.input("in.z0")
         schedule: Schedule = module.edit_schedule.for_size(self.z0.shape[-2:])
-        prompts = case.prompts
+        prompts = {"target": case.prompts["source"], **case.prompts}
         empty = prompts.get("inversion", "")
         texts = {
             Row(Stream.SOURCE, COND): prompts["source"],
@@ -84,7 +92,11 @@ class FlowRun(LatentRun):
         }
         conditions = {text: module.backbone.encode_prompt([text]) for text in texts.values()}
         self.ctx = replace(
-            self.ctx, schedule=schedule, conditions={row: conditions[text] for row, text in texts.items()}
+            self.ctx,
+            schedule=schedule,
+            conditions={row: conditions[text] for row, text in texts.items()},
+            texts=Texts((prompts["source"],), (prompts["target"],), (prompts.get("negative", ""),)),
+            segments=module.backbone.segments,
         )
         self.network = Network(module.backbone, schedule)
         self.calls = Calls()

@@ -76,12 +76,19 @@ def test_a_batch_is_determined_by_its_step_and_rank(folder: Path) -> None:
     from experiments.shapes.training import prepare, projection_of
 
     settings = tiny(folder, "whole", 12)
-    tokenizer, _, vae, _ = prepare(settings)
-    cache = cached(folder / "cache", projection_of(vae), seed=1, count=2000)
+    parts = prepare(settings)
+    cache = cached(folder / "cache", projection_of(parts.vae), seed=1, count=2000)
 
     def draw(start: int, rank: int) -> tuple[torch.Tensor, ...]:
         data = Batches(
-            cache, Captioner(tokenizer), settings.training, seed=0, rank=rank, ranks=2, start=start, samples=4 * start
+            cache,
+            Captioner(parts.tokenizer),
+            settings.training,
+            seed=0,
+            rank=rank,
+            ranks=2,
+            start=start,
+            samples=4 * start,
         )
         stream = iter(data)
         return [next(stream) for _ in range(5 - start)][-1]
@@ -125,6 +132,9 @@ def test_training_follows_the_noise_levels_of_the_exported_scheduler() -> None:
     [
         ("training.decay=1.4", r"training.decay=1.4 is not a share; give a number in \[0, 1\]"),
         ("training.optimiser=sgd", "choose muon or adamw"),
+        ("model.kind=gan", "model.kind='gan' is not known; choose diffusion or flow"),
+        ("model.transformer_heads=5", "does not divide by its 5 heads"),
+        ("training.parts_from=hub", "choose scratch or shipped"),
         ("trainer.max_steps=5", "trainer.max_steps is set by the training itself"),
         ("training.totl_samples=5", "unknown key training.totl_samples; did you mean 'total_samples'"),
         ("lerning=5", "unknown key lerning"),

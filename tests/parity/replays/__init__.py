@@ -10,7 +10,9 @@ from tests.parity.case import Case
 from tests.parity.replays.ddim import replay_ddim
 from tests.parity.replays.diffedit import replay_diffedit
 from tests.parity.replays.direct_inversion import replay_direct_inversion
+from tests.parity.replays.flow_analytic import replay_flow_inversion_analytic
 from tests.parity.replays.flow_editing import replay_flowalign, replay_flowedit, replay_uniedit_flow
+from tests.parity.replays.flow_solvers import replay_rf_inversion, replay_solver, replay_two_stage
 from tests.parity.replays.infedit import replay_infedit
 from tests.parity.replays.ledits import replay_ledits
 from tests.parity.replays.ledits_pp import replay_ledits_pp, replay_ledits_pp_repo
@@ -37,6 +39,15 @@ REPLAYS: Mapping[str, Callable[[Case, Path], Mapping[str, Any]]] = {
     "flowedit_flux": replay_flowedit,
     "flowedit_sd3": replay_flowedit,
     "infedit": replay_infedit,
+    "adaln_invariance": replay_two_stage,
+    "euler_flow": replay_solver,
+    "fireflow": replay_solver,
+    "fireflow_flux": replay_solver,
+    "flow_inversion_analytic": replay_flow_inversion_analytic,
+    "flow_two_stage": replay_two_stage,
+    "rf_edit_flux": replay_solver,
+    "rf_inversion_flux": replay_rf_inversion,
+    "rf_solver": replay_solver,
     "ledits": replay_ledits,
     "ledits_pp": replay_ledits_pp,
     "ledits_pp_repo": replay_ledits_pp_repo,
