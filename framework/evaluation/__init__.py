@@ -8,7 +8,8 @@ __getattr__, __all__ = lazy_exports(
         "generation": ["generate"],
         "metric": ["Codec", "Figure", "Metric", "MetricInput"],
         "paired": ["Paired", "paired_difference"],
-        "pictures": ["CLIPSimilarity", "DINOSimilarity", "LPIPS", "PixelMetrics", "StructureDistance"],
+        "pictures": ["LPIPS", "PixelMetrics"],
         "reconstruction": ["ReconstructionPSNR", "psnr"],
+        "similarity": ["CLIPSimilarity", "DINOSimilarity", "StructureDistance"],
     },
 )

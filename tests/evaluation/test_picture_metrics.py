@@ -7,8 +7,9 @@ import torch
 
 from framework.errors import SettingsError
 from framework.evaluation.lpips import TAPS, LpipsNetwork
-from framework.evaluation.pictures import LPIPS, CLIPSimilarity, DINOSimilarity, PixelMetrics, StructureDistance
+from framework.evaluation.pictures import LPIPS, PixelMetrics
 from framework.evaluation.pixels import part_weight, psnr_of, squared_error, ssim
+from framework.evaluation.similarity import CLIPSimilarity, DINOSimilarity, StructureDistance
 from tests.evaluation.conftest import MODELS, noise
 
 WITH_WEIGHTS = [

@@ -14,8 +14,9 @@ from framework.backbones.files import ModelFiles
 from framework.data.masks import decode_run_lengths
 from framework.data.sample import EditSample, RunLengthMask
 from framework.evaluation.metric import Codec, Metric, MetricInput
-from framework.evaluation.pictures import LPIPS, CLIPSimilarity, PixelMetrics, StructureDistance
+from framework.evaluation.pictures import LPIPS, PixelMetrics
 from framework.evaluation.rows import Collection, MethodRows
+from framework.evaluation.similarity import CLIPSimilarity, StructureDistance
 from framework.evaluation.table import ALL, make_table
 from framework.evaluation.vision import Clip, Dino, self_similarity
 from tests.parity.case import Case
