@@ -12,6 +12,8 @@ from torch import Tensor
 from callbacks._committed import measured, write_figure, write_summary
 from framework.callback import EditCallback, FinishedRun, Measurement
 from framework.data.sample import EditBatch
+from framework.evaluation.metric import Figure
+from framework.evaluation.rows import EDIT
 from framework.step import Need, Step
 
 if TYPE_CHECKING:
@@ -21,11 +23,16 @@ if TYPE_CHECKING:
     from framework.result import EditResult
 
 
+FIGURES = (Figure("rmse", "lower"), Figure("rmse_db", "higher", "dB"))
+"""Error of the reconstructed clean latent, for `invedit table`."""
+
+
 class SourceDrift(EditCallback):
     """Measures the accumulated error of an inversion: root mean square of source row - recorded latent.
 
     Every denoising step is compared at the level that it arrives at; `final` is the error of the reconstructed clean
-    latent, before any decoder. Draws of an image are averaged as mean squares.
+    latent, before any decoder. Draws of an image are averaged as mean squares. `invedit table` compares runs by
+    `rmse`, which is `final`, and by `rmse_db`, -20 log10 of it.
 
     Args:
         plots: Draw the figure at the end of a run.
@@ -58,16 +65,23 @@ class SourceDrift(EditCallback):
             return [Measurement() for _ in result.samples]
         per_step = torch.stack(squares).cpu().view(len(squares), len(result.samples), result.draws).mean(2).sqrt()
         return [
-            Measurement() if image in result.failures else _measurement(per_step[:, image].tolist())
+            Measurement() if image in result.failures else self._measurement(per_step[:, image].tolist())
             for image in range(len(result.samples))
         ]
+
+    def _measurement(self, course: Sequence[float]) -> Measurement:
+        final = course[-1]
+        figures = {"rmse": final, "rmse_db": -20 * math.log10(final) if final else None}
+        values = {"final": final, "largest": max(course), "by_step": list(course), "rows": {EDIT: {self.name: figures}}}
+        return Measurement(values={**values, "infinite": [] if final else [f"{EDIT}/{self.name}/rmse_db"]})
 
     def on_run_end(self, run: FinishedRun) -> None:
         courses = [values["by_step"] for _, values in measured(run, self.name) if values]
         longest = max(map(len, courses), default=0)
         columns = [[course[k] for course in courses if k < len(course)] for k in range(longest)]
         means = [math.fsum(column) / len(column) for column in columns]
-        write_summary(run, self.name, {"images": len(courses), "by_step": means}, {})
+        figures = {self.name: {figure.name: figure.about() for figure in FIGURES}}
+        write_summary(run, self.name, {"images": len(courses), "by_step": means, "figures": figures}, {})
         if self.plots and means:
             from framework.statistics import plots
 
@@ -76,7 +90,3 @@ class SourceDrift(EditCallback):
             curve = plots.Curve("source row - recorded latent", torch.tensor(means))
             figure = plots.per_step([curve], title=title, ylabel="root mean square", axis="executed step")
             write_figure(run, self.name, figure)
-
-
-def _measurement(course: Sequence[float]) -> Measurement:
-    return Measurement(values={"final": course[-1], "largest": max(course), "by_step": list(course)})
