@@ -6,7 +6,7 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "sample": ["EditBatch", "EditSample", "Frame", "RunLengthMask"],
-        "readers": ["DataSource", "Entry", "EntrySource", "Folder", "Manifest", "PieBench", "TI2I"],
+        "readers": ["DataSource", "Entry", "EntrySource", "Folder", "Manifest", "PieBench", "TI2I", "ZeroShot"],
         "images": ["ImageLoader"],
         "frames": ["restore", "to_picture"],
         "lock": ["content_hash", "manifest_lines"],

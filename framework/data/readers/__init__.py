@@ -11,5 +11,6 @@ __getattr__, __all__ = lazy_exports(
         "manifest": ["Manifest"],
         "pie_bench": ["PieBench"],
         "ti2i": ["TI2I"],
+        "zero_shot": ["ZeroShot"],
     },
 )
