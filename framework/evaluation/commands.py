@@ -49,6 +49,11 @@ def _configure_table(parser: argparse.ArgumentParser) -> None:
         help="file to write, without suffix: FILE.md, FILE.csv and FILE.tex (default: table in RUN_DIR, or here when "
         "several folders are given)",
     )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="put the published rows of PIE-Bench beside one's own, with their sources",
+    )
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the first two figures against each other")
     parser.add_argument(
         "--resamples", type=int, default=2000, metavar="N", help="bootstrap samples of every interval (default 2000)"
@@ -57,6 +62,7 @@ def _configure_table(parser: argparse.ArgumentParser) -> None:
 
 def _table(arguments: argparse.Namespace) -> int:
     from framework.evaluation.layout import sheets, to_csv, to_latex, to_markdown
+    from framework.evaluation.published import published_rows
     from framework.evaluation.rows import collect
     from framework.evaluation.table import make_table
     from framework.run.files import write_file
@@ -69,6 +75,7 @@ def _table(arguments: argparse.Namespace) -> int:
         figures=arguments.figures,
         methods=arguments.methods,
         resamples=arguments.resamples,
+        published=published_rows() if arguments.published else (),
     )
     laid = sheets(table)
     texts = {"markdown": to_markdown(table, laid), "csv": to_csv(table), "latex": to_latex(laid)}

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from framework.evaluation.paired import Paired
+from framework.evaluation.published import COLUMNS, PublishedRow
 from framework.evaluation.rows import Key
 from framework.evaluation.table import ALL, Summary, Table
 
@@ -36,8 +37,10 @@ class Sheet:
 
 
 def sheets(table: Table) -> list[Sheet]:
-    """Lay a table out: all samples, per group, paired differences, cost, and what was left out."""
+    """Lay a table out: all samples, published rows, per group, paired differences, cost, and what was left out."""
     laid = [_overall(table)]
+    if table.published:
+        laid.append(_published(table))
     if table.groups:
         laid += [_groups(table, key) for key in table.figures]
     if table.against is not None:
@@ -80,7 +83,7 @@ def to_csv(table: Table) -> str:
     text = io.StringIO()
     about = ("unit", "better", "scale")
     numbers = ("mean", "deviation", "low", "high", "n", "missing", "nan", "infinite")
-    names = ("method", "against", "group", "metric", "figure", *about, *numbers)
+    names = ("method", "against", "group", "metric", "figure", *about, *numbers, "source", "verified")
     writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
     writer.writeheader()
 
@@ -99,6 +102,11 @@ def to_csv(table: Table) -> str:
     for method, cost in table.costs.items():
         for name, value in asdict(cost).items():
             write(method, ("cost", name), {"mean": value})
+    for row in table.published:
+        for key, value in row.values.items():
+            if key in table.figures:
+                verified = "yes" if key in row.verified else "no"
+                write(_published_name(row), key, {"mean": value, "n": 700}, source=row.source, verified=verified)
     return text.getvalue()
 
 
@@ -112,6 +120,33 @@ def _overall(table: Table) -> Sheet:
     images = f"{most} images" if least == most else f"{least} to {most} images"
     note = f"{images}; mean ± standard deviation over images [95 % bootstrap interval of the mean]."
     return Sheet("All images", ["", *_titles(table)], rows, note)
+
+
+def _published(table: Table) -> Sheet:
+    keys = [key for key in COLUMNS.values() if key in table.figures]
+    titles = dict(zip(table.figures, _titles(table), strict=True))
+    own = table.summaries[ALL]
+    rows = [
+        [method.name, *(_mean(table, key, own[method.name].get(key)) for key in keys), ""] for method in table.methods
+    ]
+    for row in table.published:
+        found = [key for key in keys if key in row.values]
+        if found:
+            cells = [_published_value(table, row, key) if key in found else "" for key in keys]
+            rows.append([_published_name(row), *cells, row.source])
+    note = (
+        "Published rows are means over the 700 images of PIE-Bench, saved as JPEG of quality 75; compare them only with "
+        "runs on the same images, model and settings. ? marks numbers that were not verified in the publication named."
+    )
+    return Sheet("Beside published rows", ["", *(titles[key] for key in keys), "source"], rows, note)
+
+
+def _published_name(row: PublishedRow) -> str:
+    return f"published: {row.method} ({row.model})"
+
+
+def _published_value(table: Table, row: PublishedRow, key: Key) -> str:
+    return f"{row.values[key] * _scale(table, key):.2f}" + ("" if key in row.verified else "?")
 
 
 def _groups(table: Table, key: Key) -> Sheet:

@@ -12,6 +12,7 @@ import torch
 
 from framework.errors import SettingsError, did_you_mean
 from framework.evaluation.paired import RESAMPLES, Paired, bootstrap_interval, paired_difference
+from framework.evaluation.published import COLUMNS, PublishedRow
 from framework.evaluation.rows import Collection, Cost, Key, MethodRows
 
 ALL = ""
@@ -77,6 +78,7 @@ class Table:
         costs: Method -> cost.
         unavailable: Metric -> why it could not be computed.
         versions: As in `Collection`.
+        published: Rows of publications to stand beside one's own.
     """
 
     figures: list[Key]
@@ -89,6 +91,7 @@ class Table:
     costs: dict[str, CostSummary] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
     versions: Sequence[str] = ()
+    published: Sequence[PublishedRow] = ()
 
 
 def make_table(
@@ -98,6 +101,7 @@ def make_table(
     figures: Sequence[str] = (),
     methods: Sequence[str] = (),
     resamples: int = RESAMPLES,
+    published: Sequence[PublishedRow] = (),
 ) -> Table:
     """Fold rows into a table.
 
@@ -107,9 +111,10 @@ def make_table(
         figures: Patterns such as "success*" or "EditSuccess.*" that choose columns, in this order; empty for all.
         methods: Patterns that choose rows, in this order; empty for all.
         resamples: Bootstrap samples of every interval.
+        published: Rows of publications; of figures that the runs do not have nothing is shown.
 
     Raises:
-        SettingsError: A pattern fits nothing, or there is no such method.
+        SettingsError: A pattern fits nothing, there is no such method, or no figure is one of the published.
     """
     found = list(dict.fromkeys(key for method in collection.methods for key in method.values))
     names = [method.name for method in collection.methods]
@@ -119,6 +124,10 @@ def make_table(
     if against is not None and against not in names:
         near = did_you_mean(against, names)
         problems.append(f"--against {against!r}: there is no such method{near}; there are {', '.join(names)}.")
+    if published and not set(chosen) & set(COLUMNS.values()):
+        problems.append(
+            "--published: none of the figures is one of PIE-Bench's; measure them with `invedit evaluate RUN_DIR`."
+        )
     if problems:
         raise SettingsError(problems)
     groups = sorted({group for method in rows for group in method.groups.values()} - {ALL})
@@ -130,6 +139,7 @@ def make_table(
         against=against,
         unavailable=collection.unavailable,
         versions=collection.versions,
+        published=published,
     )
     for group in (ALL, *table.groups):
         table.summaries[group] = {
