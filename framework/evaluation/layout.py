@@ -135,7 +135,7 @@ def _published(table: Table) -> Sheet:
             cells = [_published_value(table, row, key) if key in found else "" for key in keys]
             rows.append([_published_name(row), *cells, row.source])
     note = (
-        "Published rows are means over the 700 images of PIE-Bench, saved as JPEG of quality 75; compare them only with "
+        "Published rows: means over the 700 images of PIE-Bench, saved as JPEG of quality 75: compare them only with "
         "runs on the same images, model and settings. ? marks numbers that were not verified in the publication named."
     )
     return Sheet("Beside published rows", ["", *(titles[key] for key in keys), "source"], rows, note)
