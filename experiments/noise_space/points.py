@@ -37,6 +37,8 @@ class PlanePoints(GaussianMixture):
             beta_schedule=beta_schedule,  # type: ignore[arg-type]  # its constructor checks the word
             beta_start=beta_start,
             beta_end=beta_end,
+            steps_offset=0,
+            set_alpha_to_one=True,  # the last step leads to the points themselves, and its map says nothing
         )
         self.image_channels = 3
 
