@@ -1,9 +1,13 @@
-"""`python -m docs.pictures QUICKSTART NOISE --attention MAPS`: make the pictures of README and docs from runs.
+"""`python -m docs.pictures --NAME FOLDER ...`: make the pictures of README and docs from runs.
 
-QUICKSTART and NOISE are the root folders of runs of `quickstart` and `noise_maps`. Writes docs/pictures/quickstart.png
-(one row per sample, one column per method) and docs/pictures/noise.png (variance and neighbour correlation of maps).
-MAPS is the folder of a run of `attention_maps`; it gives docs/pictures/attention.png, where words look. Each may be
-left out (`-` for the first two).
+| option | what it is given | what it makes |
+|---|---|---|
+| --quickstart | root of a run of `quickstart` | quickstart.png, one row per sample, one column per method |
+| --noise | root of a run of `noise_maps` | noise.png, variance and neighbour correlation of maps |
+| --attention | run of `attention_maps` | attention.png, where words look |
+| --figures | root of a run of `noise_space_2d`, `noise_space_images` or `generated_source` | the figure that it drew |
+| --page | `report.html` of some runs | report.png, its samples in headless Chromium |
+| --tab | address of a running dashboard | plugin.png, its tab in headless Chromium |
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -107,19 +113,92 @@ def _statistics(run: Path) -> tuple[np.ndarray, np.ndarray]:
     return variance, column("NoiseCorrelation", "pairs", "correlation_mean_over_images")
 
 
+def drawn(root: Path, width: int = 1100) -> list[tuple[str, Image.Image]]:
+    """Find the figures that experiments draw beside their runs, reduced to a width in pixels."""
+    found = []
+    for path in sorted(root.glob("*.png")):
+        picture = Image.open(path).convert("RGB")
+        height = round(picture.height * width / picture.width)
+        found.append((path.name, picture.resize((width, height), Image.Resampling.LANCZOS)))
+    return found
+
+
+def screenshot(address: str, prepare: str, *, frame: bool = False, wait: float = 5) -> Image.Image:
+    """Show a page in headless Chromium.
+
+    Args:
+        address: Of the page.
+        prepare: Script that brings it into the state to be shown.
+        frame: The script belongs into the first frame of the page.
+        wait: Seconds for pictures to arrive, before the script and after it.
+    """
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,1000"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options=options)
+    try:
+        browser.get(address)
+        deadline = time.monotonic() + 120
+        while frame and not browser.find_elements("css selector", "iframe") and time.monotonic() < deadline:
+            time.sleep(1)
+        time.sleep(wait)
+        if frame:
+            browser.switch_to.frame(browser.find_elements("css selector", "iframe")[0])
+        while not browser.find_elements("css selector", "#samples .row") and time.monotonic() < deadline:
+            time.sleep(1)
+        browser.execute_script(prepare)
+        time.sleep(wait)
+        browser.switch_to.default_content()
+        return Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+    finally:
+        browser.quit()
+
+
+SLIDERS = """
+document.querySelector("#samples").scrollIntoView();
+document.querySelector("[data-mode=slider]").click();
+document.querySelectorAll("#samples .split").forEach((slider, place) => {
+  slider.value = [50, 35, 62, 45, 55][place % 5];
+  slider.dispatchEvent(new Event("input"));
+});
+"""
+
+
+def save(picture: Image.Image | plt.Figure, name: str) -> None:
+    """Write a picture with a palette of 128 colours, which keeps it small."""
+    if not isinstance(picture, Image.Image):
+        buffer = BytesIO()
+        picture.savefig(buffer, dpi=110)
+        picture = Image.open(buffer)
+    small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(PICTURES / name, optimize=True)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("quickstart", type=Path, nargs="?", default=Path("-"), metavar="QUICKSTART")
-    parser.add_argument("noise", type=Path, nargs="?", default=Path("-"), metavar="NOISE")
-    parser.add_argument("--attention", type=Path, default=Path("-"), metavar="MAPS")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("quickstart", "noise", "attention", "page"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--figures", type=Path, nargs="+", default=[])
+    parser.add_argument("--tab")
     options = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
-    if options.quickstart != Path("-"):
-        quickstart_grid(options.quickstart).save(PICTURES / "quickstart.png", optimize=True)
-    if options.noise != Path("-"):
-        noise_figure(options.noise).savefig(PICTURES / "noise.png", dpi=110)
-    if options.attention != Path("-"):
-        attention_grid(options.attention).savefig(PICTURES / "attention.png", dpi=110)
+    if options.quickstart:
+        save(quickstart_grid(options.quickstart), "quickstart.png")
+    if options.noise:
+        save(noise_figure(options.noise), "noise.png")
+    if options.attention:
+        save(attention_grid(options.attention), "attention.png")
+    for root in options.figures:
+        for name, picture in drawn(root):
+            save(picture, name)
+    if options.page:
+        page = screenshot(options.page.resolve().as_uri(), SLIDERS)
+        save(page.crop((0, 0, page.width, 800)).resize((960, 600), Image.Resampling.LANCZOS), "report.png")
+    if options.tab:
+        page = screenshot(options.tab.rstrip("/") + "/#invedit", SLIDERS, frame=True)
+        save(page.crop((0, 0, page.width, 800)).resize((960, 600), Image.Resampling.LANCZOS), "plugin.png")
     return 0
 
 
