@@ -296,11 +296,15 @@ def _apart(q: Tensor, k: Tensor, masks: Tensor, blocks: Sequence[slice]) -> tupl
     """
     width, heads = q.shape[-1], q.shape[1]
     shown, looking = masks.to(device=q.device, dtype=q.dtype).unbind(1)
+    some = (shown.amax(1, keepdim=True), 1 - shown.amin(1, keepdim=True))
+    # Where no position is left to look at (a mask may vanish at a small layer) all count alike, as in the code.
+    answered = looking * some[0] + (1 - looking) * some[1]
     queries = q.new_zeros(q.shape[0], q.shape[2], _COORDINATES)
     keys = k.new_zeros(k.shape[0], k.shape[2], _COORDINATES)
     for block in blocks:
         queries[block, :, 0], queries[block, :, 1] = looking, 1 - looking
         keys[block, :, 0], keys[block, :, 1] = -_APART * (1 - shown), -_APART * shown
+        q = with_rows(q, (block, q[block] * answered[:, None, :, None]))
     wider = math.sqrt((width + _COORDINATES) / width)
     return tuple(
         torch.cat([x, extra[:, None].expand(-1, heads, -1, -1)], -1) for x, extra in ((q * wider, queries), (k, keys))

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from framework.backbones.base import Backbone
 from framework.context import Context
 from framework.errors import Checks
-from framework.guidance import ClassifierFree, State, StepNetwork
+from framework.guidance import ClassifierFree, Guidance, State, StepNetwork
 from framework.inversion import Inversion
 from framework.module import CommonSettings, EditModule
 from framework.record import Record
@@ -175,7 +175,7 @@ class NMG(EditModule):
         steps: int = 50,
         convention: Convention = "input_level",
         skip: int = 0,
-        guidance: ClassifierFree = NoiseMapGuidance(),
+        guidance: Guidance = NoiseMapGuidance(),
         inversion: Inversion | None = None,
         schedule: ScheduleOptions = ScheduleOptions(steps_offset=0, final_alpha="first"),
         **common: Unpack[CommonSettings],

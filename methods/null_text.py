@@ -282,5 +282,5 @@ class NullText(EditModule):
 
 def source_scale(guidance: Guidance) -> float | None:
     """Return the scale at which a guidance walks the source back, where it has one."""
-    scale = getattr(guidance, "source", None)
+    scale = getattr(getattr(guidance, "base", guidance), "source", None)
     return float(scale) if isinstance(scale, (int, float)) else None

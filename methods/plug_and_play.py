@@ -18,6 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Unpack
 
+import torch
 from torch import Tensor
 
 from framework.backbones.base import Backbone
@@ -25,12 +26,12 @@ from framework.context import Context
 from framework.control import Control
 from framework.errors import Checks, SettingsError
 from framework.guidance import ClassifierFree, Guidance, State
-from framework.inversion import Inversion, InversionAround, Predict
+from framework.inversion import Inversion, InversionAround, Predict, RecordPredict
 from framework.module import CommonSettings, EditModule
 from framework.record import Record
 from framework.reference import Reference
-from framework.schedule import ScheduleOptions
-from framework.step import Latents, Need, Rows, Site, Stream
+from framework.schedule import Schedule, ScheduleOptions, ddim_step
+from framework.step import Latents, Need, Rows, Site, Stream, same_start
 from methods.control_rows import Executed, row_pairs, with_rows
 from methods.ddim import DDIMInversion
 
@@ -140,6 +141,84 @@ class FeatureInjection(Control):
 
 
 @dataclass(frozen=True)
+class FineInversion(Inversion):
+    """DDIM inversion in more and smaller steps than the edit, whose levels must be among its own.
+
+    Recorded, and shown to hooks, are the latents of the edit's levels; steps beyond the noisiest of them are left out.
+    The network is told the level that a step goes to.
+
+    Attributes:
+        steps: Steps over all of training time, a multiple of the edit's within rounding (authors 999 for 50).
+
+    Source: pnp-diffusers `preprocess.py`.
+    """
+
+    steps: int = 999
+
+    def __post_init__(self) -> None:
+        checks = Checks("FineInversion")
+        checks.between("steps", self.steps, 1, 1000, "authors 999")
+        checks.done()
+
+    def provides(self) -> frozenset[Need]:
+        """Return the trajectory."""
+        return frozenset({Need.TRAJECTORY})
+
+    def timesteps(self, schedule: Schedule) -> list[int]:
+        """List the timesteps, ascending, to the edit's noisiest.
+
+        Raises:
+            SettingsError: The schedule has no training table, or the edit has a level that is not among them.
+        """
+        if schedule.alphas_cumprod is None:
+            raise SettingsError(["FineInversion needs a diffusion schedule; a flow has no training timesteps."])
+        stride = len(schedule.alphas_cumprod) // self.steps
+        wanted = [int(level.t) for level in schedule.levels[:-1]]
+        found = list(range(wanted[-1] % stride, wanted[0] + 1, stride))
+        missed = sorted(set(wanted) - set(found))
+        if missed:
+            raise SettingsError(
+                [
+                    f"FineInversion: steps={self.steps} go by {stride} timesteps and pass by {missed[0]}, a level of "
+                    "the edit; give a multiple of the edit's steps, or 999."
+                ]
+            )
+        return found
+
+    def record(self, z0: Tensor, predict: RecordPredict, ctx: Context) -> Record:
+        """Walk from the clean latent to the edit's noisiest level."""
+        schedule = ctx.schedule
+        interval = {int(level.t): i for i, level in enumerate(schedule.levels[:-1])}
+        z, before, trajectory = z0, schedule.levels[-1], [z0]
+        for t in self.timesteps(schedule):
+            level = schedule.at_timestep(t)
+            reached = interval.get(t)
+            eps = predict(Latents(source=z), reached or 0, level=level).source
+            assert eps is not None
+            z, before = ddim_step(z, eps, before, level), level
+            if reached is not None:
+                levels = (schedule.levels[reached + 1], schedule.levels[reached])
+                shown = trajectory[-1]
+                z = ctx.invert_step(len(trajectory) - 1, reached, levels, z=shown, z_next=z, prediction=eps)
+                trajectory.append(z)
+        latents = torch.stack(trajectory[::-1])
+        return Record.on(schedule, type(self).__name__, z0, latents=latents, settings={"steps": self.steps})
+
+    def start(self, record: Record, ctx: Context) -> Latents:
+        """Begin every stream at the trajectory."""
+        assert record.latents is not None
+        return same_start(record.latents[0], ctx.streams)
+
+    def step(
+        self, record: Record, i: int, z: Latents, predict: Predict, state: State, ctx: Context
+    ) -> tuple[Latents, State]:
+        """Denoise by one DDIM step."""
+        del record
+        levels = ctx.schedule.levels
+        return z.map(lambda z, eps: ddim_step(z, eps, levels[i], levels[i + 1]), predict(z, i)), state
+
+
+@dataclass(frozen=True)
 class OnTrajectory(InversionAround):
     """Keeps the source row on the latents of the inversion, level by level, instead of sampling it again.
 
@@ -167,9 +246,9 @@ class OnTrajectory(InversionAround):
 class PlugAndPlay(EditModule):
     """DDIM inversion with the source prompt, then denoising with injected features and attention.
 
-    The authors invert in 999 steps, of which sampling uses every twentieth latent; here inversion and edit have the
-    same steps, as in the comparison of PIE-Bench. Otherwise their defaults: 50 steps, guidance 7.5, features in the
-    first 0.8 and attention in the first 0.5 of the steps.
+    The authors invert in 999 steps, of which sampling uses every twentieth latent (`inversion_steps=999`); here
+    inversion and edit have the same steps unless told, as in the comparison of PIE-Bench. Otherwise their defaults: 50
+    steps, guidance 7.5, features in the first 0.8 and attention in the first 0.5 of the steps.
     """
 
     references = (
@@ -190,6 +269,7 @@ class PlugAndPlay(EditModule):
         steps: int = 50,
         features: float = 0.8,
         attention: float = 0.5,
+        inversion_steps: int | None = None,
         guidance: Guidance = ClassifierFree(target=7.5, source=0.0, inversion=1.0),
         inversion: Inversion | None = None,
         schedule: ScheduleOptions = ScheduleOptions(final_alpha="first"),
@@ -201,18 +281,16 @@ class PlugAndPlay(EditModule):
             backbone: A diffusion model.
             steps: T.
             features, attention: Shares of the steps; see `FeatureInjection`.
+            inversion_steps: Steps of the inversion, see `FineInversion`; None for those of the edit.
             guidance: Scale of the edit; the source row has the empty prompt (scale 0), the inversion its own.
-            inversion: Replaces DDIM inversion with the source kept on its trajectory.
+            inversion: Replaces DDIM inversion with the source kept on its trajectory, whatever `inversion_steps`.
             schedule: Conventions of the schedule; the clean end is a[0].
             **common: See `CommonSettings`; further controls come after the injection.
         """
         injection = FeatureInjection(features, attention)
         common["controls"] = (injection, *common.get("controls", ()))
-        super().__init__(
-            backbone,
-            steps=steps,
-            inversion=inversion or OnTrajectory(),
-            guidance=guidance,
-            schedule=schedule,
-            **common,
-        )
+        fine = None if inversion is not None or inversion_steps is None else FineInversion(inversion_steps)
+        inversion = inversion or OnTrajectory(fine or DDIMInversion())
+        super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)
+        if fine is not None:
+            fine.timesteps(self.edit_schedule)  # refused here rather than while inverting

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from framework.backbones.base import Backbone
 from framework.context import Context
 from framework.errors import Checks
-from framework.guidance import ClassifierFree, State, StepNetwork
+from framework.guidance import ClassifierFree, Guidance, State, StepNetwork
 from framework.inversion import Inversion
 from framework.module import CommonSettings, EditModule
 from framework.record import Record
@@ -208,7 +208,7 @@ class ProxEdit(EditModule):
         interpolation: float = 0.0,
         convention: Convention = "next_step",
         skip: int = 0,
-        guidance: ClassifierFree = ProximalGuidance(),
+        guidance: Guidance = ProximalGuidance(),
         inversion: Inversion | None = None,
         schedule: ScheduleOptions = ScheduleOptions(steps_offset=0, final_alpha="first"),
         **common: Unpack[CommonSettings],

@@ -14,8 +14,10 @@ from framework.control import Control
 from framework.guidance import ClassifierFree
 from framework.module import EditModule
 from framework.step import Stream
+from methods.blended_latents import BlendedLatents
 from methods.cycle_diffusion import CycleDiffusion
 from methods.ddim import DDIM
+from methods.diffedit import DiffEditGuidance
 from methods.direct_inversion import DirectDDIM
 from methods.edit_friendly import EditFriendlyDDPM
 from methods.infedit import InfEdit
@@ -24,6 +26,7 @@ from methods.masactrl import MutualSelfAttention
 from methods.negative_prompt import NegativePrompt
 from methods.noise_map_guidance import NMG, NoiseMapGuidance
 from methods.null_text import NullText
+from methods.pix2pix_zero import CrossAttentionGuidance
 from methods.plug_and_play import FeatureInjection
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.proximal import ProxEdit, ProximalGuidance
@@ -72,6 +75,40 @@ def plain(make: Make, method: type[EditModule]) -> Tensor:
     if method not in PLAIN:
         PLAIN[method] = edited(make, method)[Stream.TARGET]
     return PLAIN[method]
+
+
+GUIDANCES: dict[str, Callable[[ClassifierFree], ClassifierFree | CrossAttentionGuidance]] = {
+    "pix2pix-zero": lambda base: CrossAttentionGuidance(base, amount=1e-3),
+    "DiffEdit": lambda base: DiffEditGuidance(target=3.0, source=base.source, inversion=1.0, mask_maps=1),
+}
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_every_guidance_of_an_editor_acts_on_every_inversion(
+    name: str, inversion: type[EditModule], make: Make
+) -> None:
+    guidance = GUIDANCES[name](SETTINGS[inversion]["guidance"])
+
+    final = edited(make, inversion, guidance=guidance)[Stream.TARGET]
+
+    assert bool(final.isfinite().all())
+    assert float((final - plain(make, inversion)).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("background", ["noised", "source", "trajectory"])
+def test_a_users_mask_holds_what_is_outside_for_every_inversion(
+    background: Any, inversion: type[EditModule], make: Make
+) -> None:
+    masks = torch.zeros(1, 1, 64, 64)
+    masks[..., :32] = 1
+    module = make(inversion, **{"steps": 2, **SETTINGS[inversion], "controls": [BlendedLatents(background)]})
+
+    result = module.edit(replace(batch_of([0]), masks=masks))
+
+    final, columns = result.latents, result.record.z0.shape[-1] // 2
+    expected = final[Stream.SOURCE] if background == "source" else result.record.z0
+    torch.testing.assert_close(final[Stream.TARGET][..., columns:], expected[..., columns:], rtol=0, atol=1e-9)
+    assert float((final[Stream.TARGET] - expected)[..., :columns].abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("name", ACTING)

@@ -21,7 +21,7 @@ from methods.control_rows import row_pairs, with_rows
 from methods.ddim import DDIM, DDIMInversion
 from methods.local_blend import LocalBlend
 from methods.masactrl import MutualSelfAttention, _apart
-from methods.plug_and_play import FeatureInjection, OnTrajectory
+from methods.plug_and_play import FeatureInjection, FineInversion, OnTrajectory, PlugAndPlay
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.token_alignment import replacement_mapper, word_positions
 from tests.laws.conftest import batch_of
@@ -204,6 +204,26 @@ def test_the_source_may_be_kept_on_the_latents_of_its_inversion(network: StableD
     assert error < plain_error
 
 
+def test_a_fine_inversion_in_the_edits_own_steps_is_ddim_inversion(network: StableDiffusion) -> None:
+    plain = DDIM(network, steps=4, guidance=GUIDANCE).edit(CAT_TO_DOG)
+    fine = DDIM(network, steps=4, guidance=GUIDANCE, inversion=FineInversion(4)).edit(CAT_TO_DOG)
+
+    assert torch.equal(fine.record.latents, plain.record.latents)  # type: ignore[arg-type]
+    assert torch.equal(fine.latents[Stream.TARGET], plain.latents[Stream.TARGET])
+
+
+def test_plug_and_play_may_invert_in_more_steps_than_it_edits(network: StableDiffusion) -> None:
+    result = PlugAndPlay(network, steps=2, inversion_steps=10, guidance=GUIDANCE).edit(CAT_TO_DOG)
+    all_levels = DDIM(network, steps=10, guidance=GUIDANCE).invert(CAT_TO_DOG)
+
+    assert result.record.t.tolist()[:2] == [501.0, 1.0]
+    assert result.inversion_evaluations.samples == 6  # timesteps 1 to 501, by hundreds
+    assert result.record.latents is not None and all_levels.latents is not None
+    torch.testing.assert_close(result.record.latents[0], all_levels.latents[4], rtol=0, atol=1e-9)
+    with pytest.raises(SettingsError, match="multiple of the edit's steps"):
+        PlugAndPlay(network, steps=4, inversion_steps=10)
+
+
 def test_mask_coordinates_equal_attention_under_a_mask() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 2, 6, 8, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -215,6 +235,18 @@ def test_mask_coordinates_equal_attention_under_a_mask() -> None:
     allowed = torch.stack([torch.ones_like(seen), seen, torch.ones_like(seen)])[:, None]
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
     torch.testing.assert_close(wide, expected, rtol=0, atol=1e-12)
+
+
+def test_a_side_without_positions_is_looked_at_alike_everywhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 4, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    masks = torch.tensor([[[0, 0, 0, 0], [0, 1, 0, 0]]], dtype=torch.float64)
+
+    wide = torch.nn.functional.scaled_dot_product_attention(*_apart(q, k, masks, [slice(0, 1)]), v)
+
+    plain = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(wide[:, :, 1], v.mean(2), rtol=0, atol=1e-9)
+    torch.testing.assert_close(wide[:, :, [0, 2, 3]], plain[:, :, [0, 2, 3]], rtol=0, atol=1e-9)
 
 
 def test_a_source_evaluated_under_one_branch_serves_both_of_the_target() -> None:

@@ -19,8 +19,8 @@ def replay_diffedit(case: Case, models: Path) -> dict[str, Tensor]:
     executed, steps = list(settings["timesteps"]), int(settings["num_steps"])
     skip = steps - len(executed)
     guidance = DiffEditGuidance(
-        target=float(settings.get("guidance_scale", 7.5)),
-        inversion=float(settings.get("inversion_guidance_scale", 7.5)),
+        target=max(1.0, float(settings.get("guidance_scale", 7.5))),
+        inversion=max(1.0, float(settings.get("inversion_guidance_scale", 7.5))),
         mask_maps=int(settings.get("num_maps_per_mask", 10)),
         mask_strength=float(settings.get("mask_encode_strength", 0.5)),
         mask_ratio=float(settings.get("mask_thresholding_ratio", 3.0)),

@@ -12,7 +12,7 @@ from framework.guidance import ClassifierFree
 from framework.step import Stream
 from methods.direct_inversion import DirectDDIM
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
 from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
 
 
@@ -25,13 +25,13 @@ def replay_direct_inversion(case: Case, models: Path) -> dict[str, Tensor]:
     source, *targets = case.input("in.emb_prompts").split(1)
     inverting = float(settings.get("inversion_guidance_scale", 1.0))
 
-    def run_to(target: Tensor, text: str, **options: Any) -> LatentRun:
+    def run_to(number: int, target: Tensor, text: str, **options: Any) -> LatentRun:
         module = DirectDDIM(
-            tiny_sd(models),
+            network_of(case, models),
             steps=int(settings["num_steps"]),
             every=every,
             guidance=ClassifierFree(target=scale, source=scale, inversion=inverting),
-            controls=optional_controls(settings),
+            controls=optional_controls(case, number),
             **options,
         )
         module.edit_schedule = case_schedule(case)
@@ -41,9 +41,9 @@ def replay_direct_inversion(case: Case, models: Path) -> dict[str, Tensor]:
 
     offsets: list[Tensor] = []
     walked: list[Tensor] = []
-    for target, text in zip(targets, case.targets, strict=True):
-        recorded = run_to(target, text, recorded=True).invert(case.input("in.z0"))
-        run = run_to(target, text)
+    for number, (target, text) in enumerate(zip(targets, case.targets, strict=True)):
+        recorded = run_to(number, target, text, recorded=True).invert(case.input("in.z0"))
+        run = run_to(number, target, text)
         record = run.invert(case.input("in.z0"))
         run.denoise(record)
         if not offsets:

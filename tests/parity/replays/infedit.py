@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from framework.step import COND, UNCOND, Latents, Row, Stream
 from methods.infedit import InfEdit, VirtualInversion
 from methods.unified_attention import UnifiedAttention, UnifiedState
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
+
+PLAIN = ClassifierFree(1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,10 @@ def replay_infedit(case: Case, models: Path) -> dict[str, Any]:
     )
     control = _control(wanted) if wanted else None
     module = InfEdit(
-        tiny_sd(models),
+        network_of(case, models),
         steps=steps,
         inversion=inversion,
-        guidance=ClassifierFree(
-            float(settings.get("guidance_scale", 7.5)), float(settings.get("source_guidance_scale", 1.0))
-        ),
+        guidance=_guidance(settings),
         controls=[] if control is None else [control],
     )
     # What is skipped is not named by the case, and not asked of the network.
@@ -100,6 +101,12 @@ def replay_infedit(case: Case, models: Path) -> dict[str, Any]:
         results["out.alpha_mutual"] = words.mutual[None]
         results["out.blend_masks"] = torch.cat(control.kept).to(torch.uint8) if control.kept else torch.zeros(0)
     return results
+
+
+def _guidance(settings: Mapping[str, Any]) -> ClassifierFree:
+    """Read the scales; up to 1 the authors leave the unconditional rows out, those of the source with them."""
+    scale = float(settings.get("guidance_scale", 7.5))
+    return ClassifierFree(scale, float(settings.get("source_guidance_scale", 1.0))) if scale > 1 else PLAIN
 
 
 def _control(wanted: Any) -> RecordedControl:

@@ -12,24 +12,24 @@ from framework.step import Stream
 from methods.ddim import DDIM
 from methods.plug_and_play import OnTrajectory
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
-from tests.parity.replays.prompt_to_prompt import mutual_control
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
+from tests.parity.replays.prompt_to_prompt import mutual_controls
 
 
 def replay_masactrl(case: Case, models: Path) -> dict[str, Tensor]:
     settings, scale = case.settings, float(case.settings["guidance_scale"])
-    wanted = settings["control"]
     inversion = OnTrajectory() if settings.get("use_inversion_latents") else None
-    masks = {"source_mask": "in.mask_s", "target_mask": "in.mask_t"} if wanted["variant"] == "mask" else {}
-    control = mutual_control(wanted, **{name: case.input(tensor) for name, tensor in masks.items()})
+    masks = {"source_mask": "in.mask_s", "target_mask": "in.mask_t"}
+    given = {name: case.input(tensor) for name, tensor in masks.items() if case.has(tensor)}
+    controls = mutual_controls(case, **given) if settings.get("control") else []
 
     def run_with(source: str, scale_of_inversion: float) -> LatentRun:
         module = DDIM(
-            tiny_sd(models),
+            network_of(case, models),
             steps=int(settings["num_steps"]),
             guidance=ClassifierFree(target=scale, source=scale, inversion=scale_of_inversion),
             inversion=inversion,
-            controls=[control],
+            controls=controls,
         )
         module.edit_schedule = case_schedule(case)
         return LatentRun(module, rows(*(case.input(f"in.emb_{name}") for name in (source, "target", "uncond"))), {})

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from framework.guidance import ClassifierFree
+from framework.record import Record
 from framework.step import UNCOND, Row, Stream
 from methods.negative_prompt import NegativePrompt
 from methods.proximal import ProximalGuidance
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
 from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
+
+
+class PooledOverTargets(ProximalGuidance):
+    """Takes the quantile over the source and all targets of the case, which are the images of one batch here."""
+
+    def thresholds(self, found: Mapping[Stream, Tensor]) -> dict[Stream, Tensor]:
+        if self.threshold is not None:
+            return super().thresholds(found)
+        rows = torch.cat([found[Stream.SOURCE][:1], found[Stream.TARGET]])
+        pooled = self._quantile(rows.abs().reshape(1, -1))
+        return {stream: pooled.expand(len(d), -1, -1, -1) for stream, d in found.items()}
 
 
 def replay_negative_prompt_inversion(case: Case, models: Path) -> dict[str, Tensor]:
@@ -23,10 +36,8 @@ def replay_negative_prompt_inversion(case: Case, models: Path) -> dict[str, Tens
 
 def replay_proximal_npi(case: Case, models: Path) -> dict[str, Tensor]:
     settings, scale = case.settings, float(case.settings["guidance_scale"])
-    if len(case.input("in.emb_prompts")) > 2:
-        raise NotImplementedError("several targets, whose differences share a quantile")
     quantile = float(settings.get("quantile", 0.7))
-    guidance = ProximalGuidance(
+    guidance = PooledOverTargets(
         target=scale,
         source=scale,
         mode=settings["proximal"] or "none",
@@ -45,35 +56,35 @@ def _replay(case: Case, models: Path, guidance: ClassifierFree) -> dict[str, Ten
     settings, scale = case.settings, float(case.settings["guidance_scale"])
     source, *targets = case.input("in.emb_prompts").split(1)
 
-    def run_to(target: Tensor, guidance: ClassifierFree, text: str | None = None) -> LatentRun:
+    def run_to(targets: Tensor, guidance: ClassifierFree, texts: Sequence[str] = ()) -> tuple[LatentRun, Record]:
         module = NegativePrompt(
-            tiny_sd(models),
+            network_of(case, models),
             steps=int(settings["num_steps"]),
             interpolation=float(settings.get("npi_interp", 0.0)),
             guidance=guidance,
-            controls=[] if text is None else optional_controls(settings),
+            controls=optional_controls(case) if texts else [],
         )
         module.edit_schedule = case_schedule(case)
-        run = LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
-        if text is not None:
-            with_prompts(run, case.prompts["source"], [text])
-        return run
+        count = len(targets)
+        uncond = case.input("in.emb_uncond").expand(count, -1, -1)
+        run = LatentRun(module, rows(source.expand(count, -1, -1), targets, uncond), {})
+        if texts:
+            with_prompts(run, case.prompts["source"], texts)
+        record = run.invert(case.input("in.z0").expand(count, -1, -1, -1))
+        run.denoise(record)
+        return run, record
 
-    plain = run_to(source, ClassifierFree(target=scale, source=scale, inversion=1.0))
-    record = plain.invert(case.input("in.z0"))
-    plain.denoise(record)
+    plain, record = run_to(source, ClassifierFree(target=scale, source=scale, inversion=1.0))
     assert record.latents is not None
     uncond = plain.module.inversion.condition(record, 0, plain.ctx.conditions)[Row(Stream.TARGET, UNCOND)].text
     assert uncond is not None
-    edits = []
-    for target, text in zip(targets, case.targets, strict=True):
-        run = run_to(target, guidance, text)
-        run.denoise(record)
-        edits.append(run)
-    streams = [edits[0].seen.trajectory(Stream.SOURCE), *(run.seen.trajectory(Stream.TARGET) for run in edits)]
-    return {
+    results = {
         "out.inversion_traj": record.latents.flip(0)[:, 0],
         "out.uncond": uncond,
         "out.recon_traj": plain.seen.trajectory(Stream.SOURCE)[:, 0],
-        "out.edit_traj": torch.cat(streams, 1),
     }
+    if targets:
+        edit, _ = run_to(torch.cat(targets), guidance, case.targets)
+        walked = [edit.seen.trajectory(Stream.SOURCE)[:, :1], edit.seen.trajectory(Stream.TARGET)]
+        results["out.edit_traj"] = torch.cat(walked, 1)
+    return results

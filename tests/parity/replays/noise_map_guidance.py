@@ -14,8 +14,8 @@ from framework.schedule import Level
 from framework.step import Stream
 from methods.noise_map_guidance import NMG, Loss, NoiseMapGuidance, NoiseMapStep
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
-from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
+from tests.parity.replays.prompt_to_prompt import blend_masks, optional_controls, with_prompts
 
 REFERENCES: dict[tuple[str, str], Literal["current", "next"]] = {
     ("input_level", "N-1-i"): "current",
@@ -53,17 +53,19 @@ def replay_noise_map_guidance(case: Case, models: Path) -> dict[str, Tensor]:
         smooth_l1_beta=float(settings.get("smooth_l1_beta", 1e-4)),
         reference=REFERENCES[inversion, index],
     )
-    module = NMG(
-        tiny_sd(models),
-        steps=int(settings["num_steps"]),
-        convention=inversion,
-        guidance=guidance,
-        controls=optional_controls(settings),
-    )
-    module.edit_schedule = case_schedule(case)
     source, *targets = case.input("in.emb_prompts").split(1)
     walked: list[Tensor] = []
-    for target, text in zip(targets or [source], case.targets or [case.prompts["source"]], strict=True):
+    controls = [optional_controls(case, number) for number in range(max(1, len(targets)))]
+    pairs = zip(targets or [source], case.targets or [case.prompts["source"]], controls, strict=True)
+    for target, text, own in pairs:
+        module = NMG(
+            network_of(case, models),
+            steps=int(settings["num_steps"]),
+            convention=inversion,
+            guidance=guidance,
+            controls=own,
+        )
+        module.edit_schedule = case_schedule(case)
         run = LatentRun(module, rows(source, target, case.input("in.emb_uncond")), {})
         with_prompts(run, case.prompts["source"], [text])
         record = run.invert(case.input("in.z0"))
@@ -76,4 +78,5 @@ def replay_noise_map_guidance(case: Case, models: Path) -> dict[str, Tensor]:
         "out.recon_traj": walked[0][:, 0],
         "out.recon_grad_step1": guidance.gradients[0],
         "out.edit_traj": torch.cat(walked, 1),
+        **blend_masks(controls),
     }

@@ -33,7 +33,7 @@ def _edit_friendly(case: Case, models: Path, noise: Tensor) -> dict[str, Tensor]
     eta: Any = settings.get("eta", 1.0)
     eta = tuple(reversed(eta)) if isinstance(eta, list) else float(eta)  # theirs: index 0 is the last step
     skip = int(settings["skip"])
-    controls = optional_controls(settings)
+    controls = optional_controls(case)
 
     def run(skip: int) -> LatentRun:
         inversion = EditFriendlyInversion(skip=skip, eta=eta, sequential=True)

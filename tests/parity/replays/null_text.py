@@ -12,7 +12,7 @@ from framework.step import Stream
 from methods.ddim import DDIMInversion
 from methods.null_text import NullText, NullTextInversion
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
 from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompts
 
 
@@ -33,11 +33,11 @@ def replay_null_text_inversion(case: Case, models: Path) -> dict[str, Any]:
         epsilon=float(adam["eps"]),
     )
     module = NullText(
-        tiny_sd(models),
+        network_of(case, models),
         steps=int(settings["num_steps"]),
         guidance=ClassifierFree(target=scale, source=scale, inversion=1.0),
         inversion=inversion,
-        controls=optional_controls(settings),
+        controls=optional_controls(case),
     )
     module.edit_schedule = case_schedule(case)
     source = case.input("in.emb_source")

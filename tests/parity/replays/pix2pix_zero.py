@@ -16,7 +16,7 @@ from framework.step import Stream
 from methods.pix2pix_zero import CrossAttentionGuidance, Pix2PixZero
 from methods.regularised_inversion import RegularisedInversion
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
 from tests.parity.replays.prompt_to_prompt import FromNoise
 
 
@@ -90,7 +90,7 @@ def _edit(case: Case, models: Path) -> dict[str, Tensor]:
 
 def _run(case: Case, models: Path, timesteps: list[int], inverting: float, **slots: Any) -> LatentRun:
     slots.setdefault("guidance", CrossAttentionGuidance(ClassifierFree(5.0, 5.0, inverting)))
-    module = Pix2PixZero(tiny_sd(models), steps=int(case.settings["num_steps"]), **slots)
+    module = Pix2PixZero(network_of(case, models), steps=int(case.settings["num_steps"]), **slots)
     module.edit_schedule = case_schedule(case, timesteps)
     source = case.input("in.emb_source")
     negative = case.input("in.emb_negative") if case.has("in.emb_negative") else source

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from framework.guidance import ClassifierFree
+from framework.schedule import Schedule
 from framework.step import Stream
-from methods.plug_and_play import PlugAndPlay
+from methods.plug_and_play import FineInversion, OnTrajectory, PlugAndPlay
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
+
+
+@dataclass(frozen=True)
+class Listed(FineInversion):
+    """Takes the timesteps of the case."""
+
+    listed: tuple[int, ...] = ()
+
+    def timesteps(self, schedule: Schedule) -> list[int]:
+        return [t for t in self.listed if t <= schedule.levels[0].t]
 
 
 def replay_plug_and_play(case: Case, models: Path) -> dict[str, Tensor]:
-    settings, wanted = case.settings, case.settings["control"]
-    if settings["inversion_timesteps"][::-1] != settings["timesteps"]:
-        raise NotImplementedError("an inversion on other levels than the edit's")
+    settings, wanted = case.settings, case.settings.get("control") or {"pnp_f_t": 0, "pnp_attn_t": 0}
     module = PlugAndPlay(
-        tiny_sd(models),
+        network_of(case, models),
         steps=int(settings["num_steps"]),
         features=float(wanted.get("pnp_f_t", 0.8)),
         attention=float(wanted.get("pnp_attn_t", 0.5)),
-        guidance=ClassifierFree(target=float(settings["guidance_scale"]), source=0.0, inversion=1.0),
+        guidance=ClassifierFree(target=float(settings.get("guidance_scale", 7.5)), source=0.0, inversion=1.0),
+        inversion=OnTrajectory(Listed(listed=tuple(settings["inversion_timesteps"]))),
     )
     module.edit_schedule = case_schedule(case)
     source, target, null, negative = (

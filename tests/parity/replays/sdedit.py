@@ -21,7 +21,7 @@ def replay_sdedit(case: Case, models: Path) -> dict[str, Tensor]:
         network_of(case, models),
         steps=schedule.num_steps,
         inversion=NoInversion(skip=0, eta=eta),
-        guidance=ClassifierFree(target=float(settings.get("guidance_scale", 7.5))),
+        guidance=ClassifierFree(target=max(1.0, float(settings.get("guidance_scale", 7.5)))),
     )
     module.edit_schedule = schedule
     draws = {"start": case.input("in.noise")[None]}
