@@ -52,13 +52,13 @@ def squared_error(result: Tensor, source: Tensor, weight: Tensor | None = None, 
     Returns:
         NaN where the part is empty.
     """
-    squared = (result.double() - source.double()).square()
+    squared = (result.double() - source.double()).square_()
     if weight is None:
         return float(squared.mean())
     kept = float(weight.mean())
     if kept == 0:
         return math.nan
-    official = float((squared * weight.square()).mean())
+    official = float(squared.mul_(weight.square()).mean())
     return official if rule == "official" else official / kept
 
 
@@ -101,27 +101,35 @@ def ssim(
 def _ssim_map(x: Tensor, y: Tensor, border: Border) -> Tensor:
     if border == "reflect":
         x, y = (F.pad(z[None], (WINDOW // 2,) * 4, mode="reflect")[0] for z in (x, y))
-    blurred = _blur(torch.stack([x, y, x * x, y * y, x * y]))
-    mean_x, mean_y = blurred[0], blurred[1]
-    var_x, var_y = (blurred[2] - mean_x.square()).clamp(min=0), (blurred[3] - mean_y.square()).clamp(min=0)
-    covariance = blurred[4] - mean_x * mean_y
+    # Channel by channel and in place: the pictures of one channel fit into the processor's cache.
+    return torch.stack([_ssim_channel(one, other) for one, other in zip(x, y, strict=True)])
+
+
+def _ssim_channel(x: Tensor, y: Tensor) -> Tensor:
     c1, c2 = _K1**2, _K2**2
-    similarity: Tensor = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
-        (mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)
-    )
-    return similarity
+    mean_x, mean_y, squares, products = (_blur(z) for z in (x, y, x.square().addcmul_(y, y), x * y))
+    means = mean_x * mean_y
+    covariance = products.sub_(means)
+    squared_means = mean_x.square_().addcmul_(mean_y, mean_y)
+    variances = squares.sub_(squared_means).clamp_(min=0)  # of x and y together
+    similarity = means.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+    return similarity.div_(squared_means.add_(c1).mul_(variances.add_(c2)))
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Average [..., H, W] under the window, without padding; a Gaussian is the product of two of one dimension."""
-    window = _window().to(x)
-    flat = x.flatten(0, -3)[:, None]
-    blurred: Tensor = F.conv2d(F.conv2d(flat, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
-    return blurred.view(*x.shape[:-2], *blurred.shape[-2:])
+    """Average [H, W] under the window, without padding; a Gaussian is the product of two of one dimension."""
+    weights = _window()
+    rows, columns = (side - WINDOW + 1 for side in x.shape)
+    across = x[:, :columns] * weights[0]
+    for k in range(1, WINDOW):
+        across.add_(x[:, k : k + columns], alpha=weights[k])
+    blurred = across[:rows] * weights[0]
+    for k in range(1, WINDOW):
+        blurred.add_(across[k : k + rows], alpha=weights[k])
+    return blurred
 
 
 @lru_cache(maxsize=1)
-def _window() -> Tensor:
-    distance = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    window = torch.exp(-(distance / _SIGMA).square() / 2)
-    return window / window.sum()
+def _window() -> tuple[float, ...]:
+    weights = [math.exp(-(((k - WINDOW // 2) / _SIGMA) ** 2) / 2) for k in range(WINDOW)]
+    return tuple(weight / math.fsum(weights) for weight in weights)
