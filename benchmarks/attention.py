@@ -51,6 +51,7 @@ CASES: dict[str, tuple[Sequence[Control], tuple[Row, ...]]] = {
     "pnp": ([FeatureInjection()], TWO),
     "uac": ([UnifiedAttention(local_words=["dog"])], THREE),
 }
+PARTS = ("layers", "forwards")
 Run = Callable[[], Any]
 
 
@@ -58,15 +59,16 @@ def main() -> int:
     parser = arguments(__doc__ or "")
     parser.set_defaults(rounds=3)
     parser.add_argument("--only", choices=CASES, nargs="*", default=list(CASES), help="controls to measure")
-    parser.add_argument("--layers-only", action="store_true", help="leave the forward passes out")
+    parser.add_argument("--parts", choices=PARTS, nargs="*", default=PARTS, help="what to measure")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     bench = Bench(options.device, getattr(torch, options.dtype))
     held = []
     for rows in dict.fromkeys(CASES[name][1] for name in options.only):
         cases = {name: CASES[name][0] for name in options.only if CASES[name][1] == rows}
-        held += bench.layers(cases, rows, options.rounds)
-        if not options.layers_only:
+        if "layers" in options.parts:
+            held += bench.layers(cases, rows, options.rounds)
+        if "forwards" in options.parts:
             held += bench.forwards(cases, rows, options.rounds)
     return finish(held)
 

@@ -42,7 +42,7 @@ class BlendState:
 
 @dataclass(frozen=True)
 class BlendedLatents(Control):
-    """Keeps the edit inside the sample's mask. A sample without a mask is edited everywhere.
+    """Keeps the edit inside the sample's mask, which every sample must have.
 
     Attributes:
         background: "noised" (the picture with fresh noise, works with every method), "source" (the source row), or

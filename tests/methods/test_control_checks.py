@@ -21,6 +21,7 @@ from framework.rehearsal import rehearse
 from framework.run.build import build
 from framework.run.config import load_config
 from framework.step import Latents, Stream
+from methods.blended_latents import BlendedLatents
 from methods.ddim import DDIM
 from methods.local_blend import LocalBlend
 from methods.masactrl import MutualSelfAttention
@@ -29,6 +30,7 @@ from methods.prompt_to_prompt import PromptToPrompt
 from methods.sdedit import SDEdit
 from methods.sega import SEGA
 from methods.tokens_command import format_table, tokens
+from methods.unified_attention import UnifiedAttention
 from tests.laws.conftest import batch_of
 
 MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
@@ -76,6 +78,13 @@ CASES: list[tuple[Control, dict[str, Any], list[str]]] = [
         {"mask": RunLengthMask((), border=False)},
         ["all 0 or all 1"],
     ),
+    (BlendedLatents(), {}, ["BlendedLatents: the samples have no masks"]),
+    (BlendedLatents(), {"mask": RunLengthMask((), border=False)}, ["a mask is empty", "widen it"]),
+    (UnifiedAttention(local_words=["bird"]), {}, ["local words", "'bird'", "'a dog'"]),
+    (UnifiedAttention(mutual_words=["dog"]), {}, ["mutual word", "'dog'", "no counterpart"]),
+    (UnifiedAttention(), {"blend_source": "cat", "blend_target": "bird"}, ["local words", "'bird'"]),
+    (UnifiedAttention(local_words=["dog"], scale=32), {}, ["scale=32", "[1, 2, 4"]),
+    (UnifiedAttention(local_words=["dog"]), {"target": LONG}, ["within what the text encoder sees"]),
     (FeatureInjection(layer="up_blocks.1.resnets.9"), {}, ["up_blocks.1.resnets.9", "does not have"]),
 ]
 
