@@ -257,6 +257,14 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(*values.shape, *([1] * (like.ndim - 2)))
 
 
+def threshold_at(x: Tensor, q: Tensor) -> Tensor:
+    """Quantile of float32 values, as all the authors' codes take it; in the dtype of x.
+
+    It decides in float64 whether the very element at a quantile's rank lies above it. See `quantile`.
+    """
+    return quantile(x.float(), q).to(x.dtype)
+
+
 def quantile(x: Tensor, q: Tensor) -> Tensor:
     """Quantile along the last axis with a rank of its own for every row, on the device and in the dtype of x.
 

@@ -34,8 +34,8 @@ from methods.concepts import (
     concept_prompts,
     concepts_of,
     per_image,
-    quantile,
     table_of,
+    threshold_at,
     warmup_problems,
     warn_of_empty,
 )
@@ -328,4 +328,4 @@ def smooth(x: Tensor) -> Tensor:
 
 
 def _top(x: Tensor, threshold: Tensor) -> Tensor:
-    return x >= quantile(x.flatten(2), threshold)[..., None, None]
+    return x >= threshold_at(x.flatten(2), threshold)[..., None, None]

@@ -40,8 +40,8 @@ from methods.concepts import (
     concept_prompts,
     concepts_of,
     per_image,
-    quantile,
     table_of,
+    threshold_at,
     warmup_problems,
 )
 from methods.sdedit import NoInversion
@@ -198,7 +198,7 @@ def semantic_term(
     Source: SEGA Eq. 5 to 8 as in diffusers' SemanticStableDiffusionPipeline.
     """
     size = d.abs()
-    threshold = quantile(size.flatten(3), concepts.threshold[..., None])
+    threshold = threshold_at(size.flatten(3), concepts.threshold[..., None])
     kept = torch.where(size >= threshold[..., None, None], d, 0)
     warm, cold = concepts.warm(n), concepts.cold(n)
     weight = concepts.weight * ~concepts.cooled(n)

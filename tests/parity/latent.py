@@ -39,6 +39,8 @@ def tiny_sd(models: Path) -> StableDiffusion:
 
 def network_of(case: Case, models: Path) -> StableDiffusion:
     """Return the tiny Stable Diffusion, its output taken for what the case says."""
+    if case.settings.get("clip_sample", False):
+        raise NotImplementedError("clip_sample=true")
     backbone = tiny_sd(models)
     backbone.prediction_type = case.settings.get("prediction_type", "epsilon")
     return backbone

@@ -11,7 +11,7 @@ from framework.step import Stream
 from methods.edit_friendly import EditFriendlyInversion
 from methods.ledits import LEDITS
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, case_schedule, rows, tiny_sd
+from tests.parity.latent import LatentRun, case_schedule, network_of, rows
 from tests.parity.replays.sega import concept_rows, semantic
 
 
@@ -23,7 +23,7 @@ def replay_ledits(case: Case, models: Path) -> dict[str, Tensor]:
     scale = float(settings.get("source_guidance_scale", 3.5)) if case.prompts["source"] else 0.0
     guidance = semantic(case, source=scale)
     module = LEDITS(
-        tiny_sd(models), steps=schedule.num_steps, inversion=inversion, guidance=guidance, reconstruct=False
+        network_of(case, models), steps=schedule.num_steps, inversion=inversion, guidance=guidance, reconstruct=False
     )
     module.edit_schedule = schedule
     emb = [case.input(f"in.emb_{name}") for name in ("source", "target", "uncond")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +13,17 @@ from framework.step import Stream
 from methods.implicit_masks import ImplicitMaskGuidance, MaskedConcept, Variant
 from methods.ledits_pp import LEDITSPP, MultistepSDEInversion
 from tests.parity.case import Case
-from tests.parity.latent import LatentRun, rows, tiny_sd
+from tests.parity.latent import LatentRun, network_of, rows
 from tests.parity.replays.sega import concept_rows, concepts
+
+
+@dataclass(frozen=True)
+class AsRecorded(ImplicitMaskGuidance):
+    """Takes concepts that never act."""
+
+    def check(self, executed: int) -> list[str]:
+        del executed
+        return []
 
 
 def replay_ledits_pp(case: Case, models: Path) -> dict[str, Tensor]:
@@ -32,14 +41,18 @@ def _replay(case: Case, models: Path, variant: Variant) -> dict[str, Tensor]:
     counts = dict(zip(case.prompts["editing_prompt"], case.input("in.num_edit_tokens").tolist(), strict=True))
 
     def run(edited: tuple[MaskedConcept, ...]) -> LatentRun:
-        guidance = ImplicitMaskGuidance(
+        guidance = AsRecorded(
             edited,
             mask=_mask(case) if edited else "noise",
             source=float(settings.get("source_guidance_scale", 3.5)) if source else None,
             variant=variant,
         )
         module = LEDITSPP(
-            tiny_sd(models), steps=settings["num_steps"], inversion=inversion, guidance=guidance, reconstruct=False
+            network_of(case, models),
+            steps=settings["num_steps"],
+            inversion=inversion,
+            guidance=guidance,
+            reconstruct=False,
         )
         module.edit_schedule = _schedule(case, variant)
         uncond = case.input("in.emb_uncond")
@@ -50,7 +63,10 @@ def _replay(case: Case, models: Path, variant: Variant) -> dict[str, Tensor]:
         made.ctx = replace(made.ctx, token_spans=lambda text: [(0, 0)] * counts[text])
         return made
 
-    edit = run(concepts(case, MaskedConcept))
+    edited = concepts(case, MaskedConcept)
+    if variant == "diffusers":  # which has no weights
+        edited = tuple(replace(concept, weight=1.0) for concept in edited)
+    edit = run(edited)
     record = edit.invert(case.input("in.z0"))
     edit.denoise(record)
     plain = run(())
