@@ -43,10 +43,10 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load(options: argparse.Namespace) -> Backbone:
+def load(options: argparse.Namespace, family: Callable[..., Backbone] = StableDiffusion) -> Backbone:
     """Load the model of the arguments on its device."""
     torch.set_num_threads(options.threads)
-    backbone = StableDiffusion(options.model, dtype=options.dtype)
+    backbone = family(options.model, dtype=options.dtype)
     backbone.load()
     backbone.to(options.device)
     return backbone
