@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import CLOCKS, finish, interleaved, report, seconds
 from framework.backbones.files import ModelFiles
-from framework.data.readers import DataSource
+from framework.data.readers.source import DataSource
 from framework.data.sample import EditSample, RunLengthMask
 from framework.evaluation import LPIPS, CLIPSimilarity, PixelMetrics, StructureDistance
 from framework.evaluation.evaluate import Evaluation

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,14 @@ from framework.data.sample import EditSample
 from framework.errors import SampleError, SettingsError
 from framework.evaluation.metric import Codec, Metric, MetricInput, Values
 from framework.evaluation.pairs import Pair, Pictures, Results
-from framework.evaluation.rows import EDIT, FIGURES, ROWS
+from framework.evaluation.rows import EDIT, FIGURES, ROWS, csv_cell
 from framework.run.files import json_document, json_line, write_file
 from framework.run.journal import read_lines
 
 PARQUET = "evaluation.parquet"
+
+OFFICIAL = "evaluation.csv"
+"""The rows of the edits as PIE-Bench's script writes them: `file_id` and a column `<method>|<figure>` per figure."""
 
 
 class Evaluation:
@@ -105,7 +111,7 @@ class Evaluation:
 
 
 def evaluate(evaluation: Evaluation) -> Path:
-    """Measure results and write `evaluation.jsonl`, `.parquet` and `.json` beside them.
+    """Measure results and write `evaluation.jsonl`, `.parquet`, `.csv` and `.json` beside them.
 
     Rows of other metrics from an earlier evaluation stay, as far as their samples are still the same.
 
@@ -115,6 +121,8 @@ def evaluate(evaluation: Evaluation) -> Path:
     Raises:
         StoreError: They cannot be written.
     """
+    from framework.run.writer import environment
+
     directory = evaluation.results.directory
     rows = list(evaluation.rows())
     path, about = directory / ROWS, directory / FIGURES
@@ -132,6 +140,8 @@ def evaluate(evaluation: Evaluation) -> Path:
     described = {
         "figures": {name: meaning for name, meaning in figures.items() if meaning},
         "unavailable": {name: reason for name, reason in unavailable.items() if name not in figures},
+        "metrics": {**known.get("metrics", {}), **{metric.name: _settings(metric) for metric in evaluation.metrics}},
+        "versions": {**environment(), "device": str(evaluation.device)},
         "missing": evaluation.results.missing,
         "notes": evaluation.results.notes,
         "samples": evaluation.measured + len(evaluation.results.missing),
@@ -139,6 +149,7 @@ def evaluate(evaluation: Evaluation) -> Path:
     write_file(path, b"".join(json_line(row) for row in rows))
     write_file(about, json_document(described))
     _write_parquet(directory / PARQUET, rows)
+    write_file(directory / OFFICIAL, _official(directory.resolve().name, rows).encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -178,6 +189,28 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}
+
+
+def _settings(metric: Metric) -> dict[str, Any]:
+    fields: dict[str, Any] = asdict(metric) if is_dataclass(metric) and not isinstance(metric, type) else {}
+    return {"class": type(metric).__qualname__, "settings": fields, "weights": metric.weights}
+
+
+def _official(method: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    values: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["row"] == EDIT:
+            shown = {"valid": repr(row["value"]), "infinite": "inf"}.get(row["status"], "nan")
+            figure = row["figure"].replace(
+                "lpips_squeeze", "lpips"
+            )  # the benchmark has one network and does not name it
+            values.setdefault(row["id"], {})[f"{method}|{figure}"] = shown
+    columns = list(dict.fromkeys(column for found in values.values() for column in found))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["file_id", *columns], lineterminator="\n", restval="nan")
+    writer.writeheader()
+    writer.writerows({"file_id": csv_cell(id), **found} for id, found in sorted(values.items()))
+    return text.getvalue()
 
 
 def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

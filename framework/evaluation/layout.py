@@ -11,7 +11,7 @@ from typing import Any
 
 from framework.evaluation.paired import Paired
 from framework.evaluation.published import COLUMNS, PublishedRow
-from framework.evaluation.rows import Key
+from framework.evaluation.rows import Key, csv_cell
 from framework.evaluation.table import ALL, Summary, Table
 
 _ARROWS = {"higher": "↑", "lower": "↓"}
@@ -90,15 +90,15 @@ def to_csv(table: Table) -> str:
     def write(method: str, key: Key, values: dict[str, Any], **more: str) -> None:
         known = {name: table.about.get(key, {}).get(name, "") for name in about}
         shown = {name: "" if isinstance(x, float) and math.isnan(x) else x for name, x in values.items()}
-        writer.writerow({"method": _cell(method), "metric": key[0], "figure": key[1], **known, **shown, **more})
+        writer.writerow({"method": csv_cell(method), "metric": key[0], "figure": key[1], **known, **shown, **more})
 
     for group, methods in table.summaries.items():
         for method, figures in methods.items():
             for key, summary in figures.items():
-                write(method, key, asdict(summary), group=_cell(group))
+                write(method, key, asdict(summary), group=csv_cell(group))
     for method, differences in table.paired.items():
         for key, paired in differences.items():
-            write(method, key, paired._asdict(), against=_cell(table.against or ""))
+            write(method, key, paired._asdict(), against=csv_cell(table.against or ""))
     for method, cost in table.costs.items():
         for name, value in asdict(cost).items():
             write(method, ("cost", name), {"mean": value})
@@ -272,11 +272,6 @@ def _spread(mean: float, deviation: float) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _cell(text: str) -> str:
-    """Keep a spreadsheet from taking a name for a formula."""
-    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
 
 
 def _tex(text: str) -> str:

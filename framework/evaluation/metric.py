@@ -145,6 +145,11 @@ class Metric(ABC):
         """Why it cannot be computed here (no weights, say), in words; None when it can. Found out once."""
         return None
 
+    @property
+    def weights(self) -> str | None:
+        """What tells the weights it uses from any others (a hash, a commit); None when it uses none."""
+        return None
+
     @abstractmethod
     def measure(self, item: MetricInput) -> Values:
         """Measure one edit."""

@@ -122,7 +122,17 @@ class RunResults(Results):
                 continue
             sample = self._samples.get(stored.id) or _described(stored.id, found["source"], stored.meta)
             key = str(stored.meta.get("key", ""))
-            yield Pair(sample, found["source"], edits, found.get("reconstruction"), key)
+            yield Pair(sample, self._source(found["source"], sample), edits, found.get("reconstruction"), key)
+
+    def _source(self, stored: Path, sample: EditSample) -> Path:
+        """Take the data set's picture for one that was saved with loss, as published rows do, if nothing was cut."""
+        if stored.suffix == ".png" or sample.image == stored:
+            return stored
+        try:
+            same = _picture(sample.image).shape == _picture(stored).shape
+        except (SampleError, OSError):
+            return stored
+        return sample.image if same else stored
 
     def _experiment(self) -> tuple[Backbone | None, Mapping[str, EditSample]]:
         """Build the run's experiment again, as far as model and data are still there."""

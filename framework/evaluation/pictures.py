@@ -9,7 +9,7 @@ Source: cure-lab/PnPInversion (07f97f4), evaluation/matrics_calculator.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -144,6 +144,11 @@ class LPIPS(PartMetric):
             )
         return why_not_loadable(_load_lpips, self.model, self.download, self.net)
 
+    @property
+    def weights(self) -> str | None:
+        """The hub's commit, or a hash of the file."""
+        return None if self.model is None else weights_hash(self.model, self.download)
+
     def measure(self, item: MetricInput) -> Values:
         """Measure one edit."""
         return self.measure_batch([item])[0]
@@ -154,13 +159,11 @@ class LPIPS(PartMetric):
         assert self.model is not None
         found: list[dict[str, float | None]] = [{figure.name: None for figure in self.figures} for _ in items]
         for part, figure in zip(self.parts, self.figures, strict=True):
-            weights = [_weight(item, part) for item in items]
-            known = [k for k, w in enumerate(weights) if part == "whole" or (w is not None and bool(w.any()))]
-            for group in batches(known, lambda k: tuple(items[k].edit.shape)):
+            weights = part_weights(items, part)
+            for group in batches(list(weights), lambda k: tuple(items[k].edit.shape)):
                 network = _load_lpips(self.model, self.download, self.net).to(items[group[0]].edit.device)
                 edit, source = stacked(items, group)
-                kept = [weights[k] for k in group]
-                weight = torch.stack([w.to(edit) for w in kept if w is not None]) if part != "whole" else None
+                weight = None if part == "whole" else stacked_weights(weights, group)
                 for k, value in zip(
                     group, network(*lpips_parts(edit, source, weight, self.rule)).tolist(), strict=True
                 ):
@@ -175,6 +178,19 @@ def levels(picture: Tensor) -> Tensor:
 
 def _weight(item: MetricInput, part: Part) -> Tensor | None:
     return None if part == "whole" or item.mask is None else part_weight(item.mask, part)
+
+
+def part_weights(items: Sequence[MetricInput], part: Part) -> dict[int, Tensor]:
+    """Return the weight [1, H, W] of a part for every item, by index, that has a mask and something in this part."""
+    if part == "whole":
+        return {k: torch.ones(1, *item.edit.shape[-2:], device=item.edit.device) for k, item in enumerate(items)}
+    weights = {k: _weight(item, part) for k, item in enumerate(items)}
+    return {k: weight for k, weight in weights.items() if weight is not None and bool(weight.any())}
+
+
+def stacked_weights(weights: Mapping[int, Tensor], group: Sequence[int]) -> Tensor:
+    """Stack the weights of a group of items, [n, 1, H, W] float32."""
+    return torch.stack([weights[k].float() for k in group])
 
 
 def stacked(items: Sequence[MetricInput], group: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -210,3 +226,11 @@ def why_not_loadable(load: Callable[..., nn.Module], *settings: object) -> str |
     except SettingsError as error:
         return " ".join(error.problems)
     return None
+
+
+@lru_cache(maxsize=16)
+def weights_hash(model: str, download: bool) -> str | None:
+    """Return what tells the weights of a model from any other: the hub's commit, or a hash of its file."""
+    files = model_files(model, download)
+    files.config("config.json", optional=True)  # settles the commit of a hub id
+    return files.fingerprint({"": "model"}) if files.folder is not None else files.commit

@@ -179,6 +179,11 @@ def row_value(line: Mapping[str, Any]) -> float | None:
     return apart.get(str(line.get("status"))) if value is None else float(value)
 
 
+def csv_cell(text: str) -> str:
+    """Keep a spreadsheet from taking a name for a formula."""
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
+
+
 def _group(meta: Mapping[str, Any], by: str) -> str:
     value: Any = meta
     for part in by.split("."):

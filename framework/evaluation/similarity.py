@@ -14,30 +14,47 @@ from torch.nn import functional as F
 
 from framework.errors import Checks
 from framework.evaluation.metric import Figure, Metric, MetricInput, Values
-from framework.evaluation.pictures import BATCH, batches, model_files, stacked, why_not_loadable
+from framework.evaluation.pictures import (
+    BATCH,
+    PartMetric,
+    batches,
+    model_files,
+    part_weights,
+    stacked,
+    stacked_weights,
+    weights_hash,
+    why_not_loadable,
+)
+from framework.evaluation.pixels import Part
 from framework.evaluation.vision import Clip, Dino, self_similarity
 
 
 @dataclass(frozen=True)
-class StructureDistance(Metric):
+class StructureDistance(PartMetric):
     """Mean squared difference of the self-similarities of DINO's keys (last block, class token included).
 
-    The benchmark feeds values in 0..255 to the normalisation, Splice in 0..1; figures of the second are named.
+    The benchmark feeds values in 0..255 to the normalisation, Splice in 0..1; figures of the second are named. Beside a
+    part of the picture all is black, as in the benchmark: keys see everything, so that there is no other rule.
 
     Attributes:
+        parts: Of "whole", "unedit" and "edit".
+        rule: "official".
         input_range: 255 as PIE-Bench, 1 as Splice.
         antialias: Of the resize to 224; most likely off for the published rows.
         model: Folder or hub id of a `ViTModel` with DINO's ViT-B/8.
         download: Whether a hub id may be downloaded.
     """
 
+    parts: Sequence[Part] = ("whole",)
     input_range: int = 255
     antialias: bool = False
     model: str = "facebook/dino-vitb8"
     download: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = Checks("StructureDistance")
+        checks.one_of("rule", self.rule, ("official",))
         checks.one_of("input_range", self.input_range, (255, 1))
         checks.done()
 
@@ -48,14 +65,20 @@ class StructureDistance(Metric):
 
     @property
     def figures(self) -> tuple[Figure, ...]:  # type: ignore[override]
-        """The distance."""
+        """The distance of every part."""
         name = "structure_distance" + ("" if self.input_range == 255 else "_unit_range")
-        return (Figure(name + ("_antialias" if self.antialias else ""), "lower", scale=1e3),)
+        name += "_antialias" if self.antialias else ""
+        return tuple(Figure(name + self.ending(part), "lower", scale=1e3) for part in self.parts)
 
     @property
     def unavailable(self) -> str | None:
         """Why the weights cannot be had."""
         return why_not_loadable(_load_dino, self.model, self.download)
+
+    @property
+    def weights(self) -> str | None:
+        """The hub's commit, or a hash of the file."""
+        return weights_hash(self.model, self.download)
 
     def measure(self, item: MetricInput) -> Values:
         """Measure one edit."""
@@ -64,14 +87,17 @@ class StructureDistance(Metric):
     @torch.no_grad()
     def measure_batch(self, items: Sequence[MetricInput]) -> Sequence[Values]:
         """Measure several edits in few calls."""
-        values: list[float | None] = [None] * len(items)
-        for group in batches(range(len(items)), lambda k: tuple(items[k].edit.shape)):
-            network = _load_dino(self.model, self.download).to(items[group[0]].edit.device)
-            both = torch.cat(stacked(items, group)) * self.input_range
-            edit, source = self_similarity(network.keys(network.pixels(both, antialias=self.antialias))).chunk(2)
-            for k, value in zip(group, (edit - source).square().mean((1, 2)).tolist(), strict=True):
-                values[k] = value
-        return [{self.figures[0].name: value} for value in values]
+        found: list[dict[str, float | None]] = [{figure.name: None for figure in self.figures} for _ in items]
+        for part, figure in zip(self.parts, self.figures, strict=True):
+            weights = part_weights(items, part)
+            for group in batches(list(weights), lambda k: tuple(items[k].edit.shape)):
+                network = _load_dino(self.model, self.download).to(items[group[0]].edit.device)
+                edit, source = (pictures * stacked_weights(weights, group) for pictures in stacked(items, group))
+                both = torch.cat([edit, source]) * self.input_range
+                edit, source = self_similarity(network.keys(network.pixels(both, antialias=self.antialias))).chunk(2)
+                for k, value in zip(group, (edit - source).square().mean((1, 2)).tolist(), strict=True):
+                    found[k][figure.name] = value
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,6 +131,11 @@ class CLIPSimilarity(Metric):
     def unavailable(self) -> str | None:
         """Why the weights cannot be had."""
         return why_not_loadable(_load_clip, self.model, self.download)
+
+    @property
+    def weights(self) -> str | None:
+        """The hub's commit, or a hash of the file."""
+        return weights_hash(self.model, self.download)
 
     def measure(self, item: MetricInput) -> Values:
         """Measure one edit."""
@@ -168,6 +199,11 @@ class DINOSimilarity(Metric):
     def unavailable(self) -> str | None:
         """Why the weights cannot be had."""
         return why_not_loadable(_load_dino, self.model, self.download)
+
+    @property
+    def weights(self) -> str | None:
+        """The hub's commit, or a hash of the file."""
+        return weights_hash(self.model, self.download)
 
     def measure(self, item: MetricInput) -> Values:
         """Measure one edit."""

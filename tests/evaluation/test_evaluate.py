@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ from PIL import Image
 from experiments.shapes.export import export_benchmark
 from framework.cli import main
 from framework.data import PieBench
+from framework.data.decode import Limits
+from framework.data.masks import read_mask
 from framework.evaluation.evaluate import Evaluation
 from framework.evaluation.metric import Figure, Metric
 from framework.evaluation.pairs import FolderResults
 from framework.evaluation.pictures import LPIPS, PixelMetrics
+
+MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 
 EXPERIMENT = """
 backbone: {{_target_: framework.backbones.StableDiffusion, model: shapes}}
@@ -230,3 +235,65 @@ def test_unavailable_metrics_are_known_before_any_picture_is_read(elsewhere):
     evaluation = Evaluation(FolderResults(elsewhere / "made"), [LPIPS(), PixelMetrics()])
 
     assert list(evaluation.unavailable) == ["LPIPS"] and [m.name for m in evaluation.metrics] == ["PixelMetrics"]
+
+
+def test_a_source_saved_with_loss_gives_way_to_the_data_sets_own_picture(finished, tmp_path):
+    run = tmp_path / "run"
+    settings = ["output.save.format=jpeg", "output.save.quality=75", "data.limit=2"]
+    assert main(["run", str(finished / "experiment.yaml"), "--output", str(run), *settings]) == 0
+
+    assert main(["evaluate", str(run), "--metrics", "pixels"]) == 0
+
+    samples = {sample.id: sample for sample in PieBench(finished / "set", border=False).samples()}
+    found = [row for row in rows(run) if row["figure"] == "mse_unedit_part"]
+    for row in found:
+        pictures = (samples[row["id"]].image, run / "samples" / str(row["id"]) / "edit.jpg")
+        source, edit = (np.array(Image.open(path).convert("RGB"), dtype=float) / 255 for path in pictures)
+        mask = read_mask(samples[row["id"]].mask, (64, 64), Limits())[0]
+        assert row["value"] == pytest.approx((((edit - source) * (mask == 0)[..., None]) ** 2).mean(), rel=1e-6)
+    assert len(found) == 2
+
+
+def test_an_evaluation_says_what_it_was_made_with(elsewhere):
+    made = elsewhere / "made"
+    metrics = ["pixels", f"{{_target_: framework.evaluation.StructureDistance, model: {MODELS / 'tiny-dino'}}}"]
+
+    assert main(["evaluate", str(made), "--data", data(elsewhere), "--metrics", *metrics]) == 0
+
+    about = json.loads((made / "evaluation.json").read_text())
+    assert about["metrics"]["PixelMetrics"]["settings"]["border"] == "crop"
+    assert len(about["metrics"]["StructureDistance"]["weights"]) == 64
+    assert about["versions"]["torch"] and about["versions"]["device"] in ("cpu", "cuda")
+
+
+def test_rows_are_also_written_as_the_benchmarks_script_writes_them(elsewhere):
+    made = elsewhere / "made"
+    source = next((elsewhere / "set" / "annotation_images").rglob("*.png"))
+    shutil.copy(source, made / source.relative_to(elsewhere / "set"))
+
+    assert main(["evaluate", str(made), "--data", data(elsewhere), "--metrics", "pixels"]) == 0
+
+    lines = list(csv.DictReader((made / "evaluation.csv").open()))
+    assert list(lines[0]) == ["file_id", "made|mse_unedit_part", "made|psnr_unedit_part", "made|ssim_unedit_part"]
+    assert [line["made|psnr_unedit_part"] for line in lines].count("inf") == 1
+
+
+def test_pictures_are_held_one_batch_at_a_time(elsewhere):
+    source = PieBench(elsewhere / "set", border=False)
+    alive: set[int] = set()
+    most = 0
+
+    class Counted(FolderResults):
+        def load(self, pair):
+            nonlocal most
+            pictures = super().load(pair)
+            number = len(alive) + id(pictures)
+            alive.add(number)
+            weakref.finalize(pictures, alive.discard, number)
+            most = max(most, len(alive))
+            return pictures
+
+    evaluation = Evaluation(Counted(elsewhere / "made", data=source), [PixelMetrics()], batch_size=1)
+
+    assert len(list(evaluation.rows())) == 12
+    assert most <= 2

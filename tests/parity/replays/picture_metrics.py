@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from framework.backbones.files import ModelFiles
 from framework.data.masks import decode_run_lengths
@@ -58,12 +57,13 @@ def replay_features(case: Case, models: Path) -> dict[str, Any]:
     dino_path, clip_path = (str(models / name) for name in case.models)
     results: dict[str, Any] = {}
     for antialias in (False, True):
-        official = StructureDistance(model=dino_path, antialias=antialias)
-        unit = StructureDistance(model=dino_path, antialias=antialias, input_range=1)
+        official = StructureDistance(parts=ALL_PARTS, model=dino_path, antialias=antialias)
+        unit = StructureDistance(parts=ALL_PARTS, model=dino_path, antialias=antialias, input_range=1)
         ending = f"_antialias_{str(antialias).lower()}"
-        for part, pair in _parts(item).items():
-            results[f"out.structure_distance{part}{ending}"] = next(iter(_values(official, pair).values()))
-        results[f"out.structure_distance_unit_range{ending}"] = next(iter(_values(unit, item).values()))
+        for metric, name in ((official, ""), (unit, "_unit_range")):
+            values = _values(metric, item)
+            for figure, part in zip(metric.figures, ("", "_unedit_part", "_edit_part"), strict=True):
+                results[f"out.structure_distance{part}{name}{ending}"] = values[figure.name]
     results |= {f"out.{name}": value for name, value in _values(CLIPSimilarity(model=clip_path), item).items()}
     with torch.no_grad():
         dino = Dino(ModelFiles(dino_path))
@@ -117,18 +117,6 @@ def _item(case: Case) -> MetricInput:
     sample = EditSample("case", Path("case"), prompts.get("source", ""), prompts.get("target", ""))
     weight = torch.from_numpy(mask.astype(np.float32))[None]
     return MetricInput(sample, 0, source, edit, None, weight, Codec(None, source[None]))  # type: ignore[arg-type]
-
-
-def _parts(item: MetricInput) -> dict[str, MetricInput]:
-    """The pictures as they are, and multiplied by each side of the mask."""
-    from dataclasses import replace
-
-    assert item.mask is not None
-
-    def times(weight: Tensor) -> MetricInput:
-        return replace(item, source=item.source * weight, edit=item.edit * weight)
-
-    return {"": item, "_unedit_part": times(1 - item.mask), "_edit_part": times(item.mask)}
 
 
 def _values(metric: Metric, item: MetricInput) -> dict[str, float]:
