@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from callbacks._committed import measured, write_summary
 from callbacks._pictures import heat_over, labelled, log_thumbnails, strip
@@ -73,6 +74,9 @@ class Maps:
 class MapReader(Control):
     """Reads maps as all other controls leave them, by attending to indicators of words; changes nothing.
 
+    At joint attention the map is the picture's queries against the text's keys, a part of one softmax over both, as the
+    network forms it: controls there may exchange values, which indicators are not.
+
     Args:
         words: Words to follow; None for all of a prompt.
         most_words: Most words per prompt.
@@ -120,8 +124,8 @@ class MapReader(Control):
         return found
 
     def sites(self, sites: Sequence[Site]) -> Collection[Site]:
-        """Read cross-attention of one scale."""
-        cross = [site for site in sites if site.kind == "cross"]
+        """Read attention to the text, of one scale."""
+        cross = [site for site in sites if site.kind in ("cross", "joint")]
         scale = min((site.scale for site in cross), default=1) if self.scale is None else self.scale
         return [site for site in cross if site.scale == scale]
 
@@ -139,13 +143,18 @@ class MapReader(Control):
         if not width or not any(blocks.values()):
             return
         columns = k.new_zeros(k.shape[0], k.shape[2], width)
+        text = columns[:, site.text_part] if site.kind == "joint" else columns
         for stream, block in blocks.items():
             if block is not None:
                 now.indicators[stream] = now.indicators[stream].to(k)
                 count = block.stop - block.start
                 marks = now.indicators[stream][rows.first_image : rows.first_image + count]
-                columns[block, :, : marks.shape[-1]] = marks
-        read = attend(q, k, columns[:, None].expand(-1, k.shape[1], -1, -1))
+                text[block, :, : marks.shape[-1]] = marks
+        wide = columns[:, None].expand(-1, k.shape[1], -1, -1)
+        if site.kind == "joint":
+            read = scaled_dot_product_attention(q[:, :, site.image_part], k, wide)
+        else:
+            read = attend(q, k, wide)
         read = read.to(torch.promote_types(read.dtype, torch.float32)).mean(1).transpose(1, 2)
         for stream, block in blocks.items():
             if block is not None:
@@ -153,7 +162,7 @@ class MapReader(Control):
 
 
 class AttentionMaps(EditCallback):
-    """Follows the cross-attention of words while denoising, with any method and any control, and changes no bit.
+    """Follows the attention to words while denoising, with any method and any control, and changes no bit.
 
     Kept in `statistics.safetensors`: `source` and `target` [words, rows, columns], means over heads, layers and steps
     of the maps of the words that `values` lists, and `source_steps`, `target_steps` [steps, words, rows, columns] in

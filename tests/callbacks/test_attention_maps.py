@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 from callbacks.attention_maps import AttentionMaps, inside_over_outside
-from framework.backbones import StableDiffusion
+from framework.backbones import SD3, StableDiffusion
+from framework.control import Control
 from framework.errors import SettingsError
 from framework.guidance import ClassifierFree
-from framework.step import Stream
+from framework.step import COND, Stream
 from methods.ddim import DDIM
+from methods.flowedit import FlowEdit
 from methods.local_blend import LocalBlend
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.sdedit import SDEdit
@@ -83,6 +85,40 @@ def test_a_method_without_a_source_row_and_split_calls_have_maps_of_the_target(n
         found = [r.measurements[index]["AttentionMaps"] for r in (whole, split)]
         assert found[0].values["words"] == {"target": [word]}
         torch.testing.assert_close(found[0].tensors["target"], found[1].tensors["target"], rtol=0, atol=1e-6)
+
+
+class Probabilities(Control):
+    """Keeps the target's attention of the picture to one text position, of every layer and step."""
+
+    def __init__(self, position):
+        self.position, self.seen = position, {}
+
+    def sites(self, sites):
+        return [site for site in sites if site.kind == "joint"]
+
+    def wants_probabilities(self, site, i, state):
+        return True
+
+    def probabilities(self, site, rows, p, i, state):
+        text = p[rows.of(Stream.TARGET, COND)][:, :, site.image_part, site.text_part]
+        self.seen.setdefault(i, []).append(text.mean(1)[..., self.position])
+        return p
+
+
+def test_joint_attention_is_read_from_the_picture_to_the_text():
+    network = SD3(str(MODELS / "tiny-sd3"), dtype="float64", max_sequence_length=4)
+    reader = Probabilities(position=5)
+
+    def edit(*callbacks, controls=()):
+        return FlowEdit(network, steps=2, n_max=2, controls=controls).edit(batch(), callbacks=callbacks)
+
+    watched, alone = edit(AttentionMaps(words=["dog"])), edit()
+    edit(controls=[reader])
+
+    assert torch.equal(watched.latents[Stream.TARGET], alone.latents[Stream.TARGET])
+    maps = watched.measurements[0]["AttentionMaps"].tensors["target_steps"][:, 0].flatten(1)
+    expected = torch.stack([torch.stack(layers).mean(0)[0] for _, layers in sorted(reader.seen.items())])
+    torch.testing.assert_close(maps.double(), expected, rtol=2e-3, atol=1e-6)
 
 
 def test_a_run_ends_with_pictures_and_the_median_of_the_edited_word(network, tmp_path):
