@@ -15,7 +15,7 @@ from framework.control import Control
 from framework.guidance import Guidance, State
 from framework.record import Record
 from framework.schedule import Form, Level, Schedule
-from framework.step import Conditions, Latents, Need, Predictions, Row, Stream
+from framework.step import Conditions, Latents, Need, Predictions, Row, Site, Stream
 
 
 class Predict(Protocol):
@@ -131,6 +131,18 @@ class Inversion(ABC):
         """Return how many intervals its records have levels for (one less than levels); default all."""
         return schedule_steps
 
+    def feature_bytes(self, sites: Sequence[Site], latent: Sequence[int], steps: int, itemsize: int) -> int:
+        """Return how many bytes of the network's features a record keeps per image; default none.
+
+        Args:
+            sites: All attention sites of the network.
+            latent: Rows and columns of the latent.
+            steps: Steps of the schedule.
+            itemsize: Bytes per number of the network's dtype.
+        """
+        del sites, latent, steps, itemsize
+        return 0
+
     def suits(self, guidance: Guidance) -> list[str]:
         """Return the problems of denoising its records with this guidance, each with both names; default none."""
         del guidance
@@ -233,6 +245,10 @@ class InversionAround(Inversion):
     def recorded_steps(self, schedule_steps: int) -> int:
         """Record as many intervals as the base."""
         return self.base.recorded_steps(schedule_steps)
+
+    def feature_bytes(self, sites: Sequence[Site], latent: Sequence[int], steps: int, itemsize: int) -> int:
+        """Keep what the base keeps."""
+        return self.base.feature_bytes(sites, latent, steps, itemsize)
 
     def suits(self, guidance: Guidance) -> list[str]:
         """Return the base's problems."""

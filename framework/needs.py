@@ -8,9 +8,10 @@ from framework.backbones.base import Backbone
 from framework.backbones.choice import asks_for_places
 from framework.callback import EditCallback
 from framework.control import Control
+from framework.errors import SettingsError
 from framework.guidance import Guidance
 from framework.inversion import Inversion
-from framework.step import Need
+from framework.step import Need, Site
 
 
 def unmet_needs(
@@ -43,6 +44,7 @@ def unmet_needs(
     if readers and not backbone.sites():
         names = ", ".join(type(callback).__name__ for callback in readers)
         problems.append(f"{network} has no attention sites, so there is nothing for {names} to read.")
+    problems += _apart(network, backbone.sites(), [*controls, *(c for r in readers for c in r.controls())])
     problems += inversion.suits(guidance)
     parts: list[Inversion | Guidance | Control | EditCallback] = [inversion, guidance, *controls, *callbacks]
     for part in parts:
@@ -51,6 +53,30 @@ def unmet_needs(
             problems.append(
                 f"{type(part).__name__} needs {need.value}, which {giver} does not provide; use another one, or leave "
                 f"{type(part).__name__} out."
+            )
+    return problems
+
+
+def _apart(network: str, sites: Sequence[Site], controls: Sequence[Control]) -> list[str]:
+    """Return which controls look for attention to picture or text alone in a network that attends to both jointly.
+
+    The picture's own attention in some blocks (dual attention) is not what they are defined for either.
+    """
+    if not any(site.kind == "joint" for site in sites):
+        return []
+    problems = []
+    for control in controls:
+        if type(control).sites is Control.sites:
+            continue
+        try:
+            chosen = control.sites(sites)
+        except SettingsError:
+            continue  # Told with its own reason, where controls choose their places.
+        if not any(site.kind == "joint" for site in chosen):
+            problems.append(
+                f"{type(control).__name__} acts on attention to the picture and to the text in layers of their own, "
+                f"and {network} attends to both jointly, for which {type(control).__name__} is not defined; use a "
+                f"control for joint attention, or leave {type(control).__name__} out."
             )
     return problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,6 +68,12 @@ class Network:
         self.evaluations = Evaluations()
         self._total = total
         self._fits: int | None = None
+
+    def on(self, schedule: Schedule) -> Network:
+        """Return this network on another schedule; both count as one."""
+        other = copy(self)
+        other.schedule = schedule
+        return other
 
     def at(self, i: int, conditions: Conditions, handle: ControlHandle | None = None) -> BoundNetwork:
         """Bind to interval i, with its conditions and with controls if a handle is given."""

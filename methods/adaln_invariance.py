@@ -17,6 +17,7 @@ single-stream blocks: experimental.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -111,7 +112,7 @@ class AdaLNInvariance(Control):
     def layers(self, names: Sequence[str]) -> Collection[str]:
         """Choose the text's adaptive norm of every block but one without text output, and FLUX's single blocks."""
         double = [name for name in names if name.endswith(".norm1_context")]
-        single = [name for name in names if name.startswith("single_transformer_blocks.") and name.endswith(".norm")]
+        single = [name for name in names if re.fullmatch(r"single_transformer_blocks\.\d+\.norm", name)]
         return [*double, *single] if single else double[:-1]
 
     def active(self, i: int, state: Any) -> bool:

@@ -12,6 +12,7 @@ clearly in noise and in reconstruction. Here as in all flow methods v = d x / d 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Unpack, get_args
@@ -29,8 +30,9 @@ from framework.module import CommonSettings, EditModule
 from framework.record import Record
 from framework.reference import Reference
 from framework.schedule import Level, Schedule, ScheduleOptions, euler_step
-from framework.step import Latents, Need, same_start
+from framework.step import Latents, Need, Site, same_start
 from methods.ddim import skip_problems
+from methods.feature_sharing import FeatureSharing, Storing
 
 Time = Literal["noisy_end", "clean_end"]
 
@@ -142,7 +144,39 @@ class FlowInversion(Inversion):
 
 
 @dataclass(frozen=True)
-class EulerInversion(FlowInversion):
+class SharingInversion(FlowInversion):
+    """An inversion whose calls may keep attention features of the source for the edit.
+
+    Attributes:
+        sharing: Keep them for this control, which the edit then uses too.
+    """
+
+    sharing: FeatureSharing | None = None
+
+    def calls(self, intervals: int, steps: int) -> int:
+        """Count the network calls of the inversion in so many of the noisiest intervals."""
+        del steps
+        return intervals
+
+    def feature_bytes(self, sites: Sequence[Site], latent: Sequence[int], steps: int, itemsize: int) -> int:
+        """Count what is kept for the sharing."""
+        if self.sharing is None:
+            return 0
+        intervals = max(0, min(self.sharing.inject_steps, steps) - self.skip)
+        return self.sharing.memory(sites, latent, self.calls(intervals, steps), itemsize)
+
+    def provides(self) -> frozenset[Need]:
+        """Return the trajectory, and features where they are shared."""
+        return frozenset({*super().provides(), *([Need.FEATURES] if self.sharing else [])})
+
+    def watcher(self, ctx: Context) -> tuple[Control, Any] | None:
+        """Keep features in the sharing's intervals."""
+        del ctx
+        return None if self.sharing is None or not self.sharing.inject_steps else (Storing(self.sharing), {})
+
+
+@dataclass(frozen=True)
+class EulerInversion(SharingInversion):
     """One evaluation per interval; sampling is Euler's rule.
 
     Attributes:
@@ -162,6 +196,11 @@ class EulerInversion(FlowInversion):
         velocity = predict(Latents(source=z), i, level=told).source
         assert velocity is not None
         return velocity, state
+
+
+def with_sharing(sharing: FeatureSharing | None, controls: Sequence[Control]) -> list[Control]:
+    """Put a sharing before other controls, unless it shares nothing."""
+    return [*([sharing] if sharing is not None and sharing.inject_steps else []), *controls]
 
 
 class EulerFlow(EditModule):
@@ -188,6 +227,7 @@ class EulerFlow(EditModule):
         steps: int = 30,
         time: Time = "noisy_end",
         skip: int = 0,
+        sharing: FeatureSharing | None = None,
         guidance: Guidance | None = None,
         inversion: Inversion | None = None,
         schedule: ScheduleOptions | None = None,
@@ -200,11 +240,14 @@ class EulerFlow(EditModule):
             steps: T.
             time: Convention of the inversion.
             skip: Noisiest steps left out.
+            sharing: Features that the edit takes from the inversion, on FLUX; None for none.
             guidance: Scales; None is 2 for the edit and 1 for the source and the inversion.
-            inversion: Replaces Euler inversion; `time` and `skip` then have no effect.
+            inversion: Replaces Euler inversion; `time`, `skip` and `sharing` then have no effect.
             schedule: Conventions of the schedule.
-            **common: See `CommonSettings`.
+            **common: See `CommonSettings`; the sharing stands before other controls.
         """
-        inversion = inversion or EulerInversion(skip=skip, time=time)
+        if inversion is None:
+            inversion = EulerInversion(skip=skip, time=time, sharing=sharing)
+            common["controls"] = with_sharing(sharing, common.get("controls", ()))
         guidance = guidance or usual_guidance(backbone.guided_by, target=2.0)
         super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)

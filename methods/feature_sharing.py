@@ -11,6 +11,7 @@ difference since source and target have the same positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
@@ -37,7 +38,8 @@ class FeatureSharing(Control):
         inject_steps: Noisiest intervals with sharing, at least 0; RF-Solver-Edit 2 to 8, FireFlow 1.
         first_block, last_block: First and last single-stream block, from 0, inclusive; None are the codes' 20 and 37
             of 38, by their depth in the network.
-        strategy: What is done with which features, together; "replace_v" alone is value sharing (`reuse_v`).
+        strategy: What is done with which features; "replace_v" alone is value sharing (`reuse_v`). Where both words of
+            a letter stand, the features are replaced first and then added to.
         factors: Multiply the stored queries, keys and values, [q, k, v].
         device: Where features are kept between inversion and edit: "cpu", or "same" as the network's.
         dtype: Dtype in which they are kept; None is the network's own.
@@ -67,9 +69,6 @@ class FeatureSharing(Control):
         checks.require(bool(self.strategy), "strategy is empty; give words such as replace_v.")
         for word in self.strategy:
             checks.one_of("strategy", word, get_args(Strategy))
-        for letter in "qkv":
-            both = {f"replace_{letter}", f"add_{letter}"} <= set(self.strategy)
-            checks.require(not both, f"strategy names replace_{letter} and add_{letter}; give the one that is meant.")
         checks.require(len(self.factors) == 3, f"factors={list(self.factors)} are not three; give [q, k, v].")
         checks.one_of("device", self.device, ("cpu", "same"))
         if self.dtype is not None:
@@ -82,10 +81,19 @@ class FeatureSharing(Control):
         return "".join(letter for letter in "qkv" if any(word.endswith(f"_{letter}") for word in self.strategy))
 
     def sites(self, sites: Sequence[Site]) -> Collection[Site]:
-        """Choose single-stream blocks by number."""
+        """Choose single-stream blocks by number.
+
+        Raises:
+            SettingsError: The network has none, or not the blocks that are asked for.
+        """
         single = [site for site in sites if site.place == "single"]
         if not single:
-            return ()
+            raise SettingsError(
+                [
+                    "FeatureSharing takes features of single-stream blocks (FLUX), and this network has none; use "
+                    "ValueInjection of two-stage inversion, or leave the sharing out."
+                ]
+            )
         count = len(single)
         # 20 and 37 of 38: from just past the middle to the end, in a network of any depth.
         first = self.first_block if self.first_block is not None else round(20 / 38 * count)
@@ -129,7 +137,7 @@ class FeatureSharing(Control):
             return q, k, v
         images = slice(rows.first_image, rows.first_image + target.stop - target.start)
         features = {"q": q, "k": k, "v": v}
-        for word in self.strategy:
+        for word in sorted(self.strategy, key=lambda word: word.startswith("add")):
             how, letter = word.split("_")
             stored = state.get(feature_name(letter, i, rows.stage, site))
             if stored is None:
@@ -139,11 +147,19 @@ class FeatureSharing(Control):
             features[letter] = with_rows(own, (target, taken if how == "replace" else own[target] + taken))
         return features["q"], features["k"], features["v"]
 
-    def memory(self, sites: Sequence[Site], latent: tuple[int, int], calls: int, itemsize: int) -> int:
-        """Bytes of stored features per image, for so many calls of the sharing intervals."""
+    def memory(self, sites: Sequence[Site], latent: Sequence[int], calls: int, itemsize: int) -> int:
+        """Bytes of stored features per image.
+
+        Args:
+            sites: All attention sites of the network.
+            latent: Rows and columns of the latent.
+            calls: Network calls of the sharing intervals.
+            itemsize: Bytes per number of the network's dtype, for `dtype` None.
+        """
         size = DTYPES[self.dtype].itemsize if self.dtype is not None else itemsize
-        positions = [(site.text + site.size(latent)[0] * site.size(latent)[1]) * site.width for site in sites]
-        return calls * len(self.letters) * size * sum(positions)
+        chosen = self.sites(sites) if calls else ()
+        positions = sum((site.text + math.prod(site.size(latent))) * site.width for site in chosen)
+        return calls * len(self.letters) * size * positions
 
 
 @dataclass(frozen=True)

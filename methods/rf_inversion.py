@@ -18,7 +18,7 @@ number of levels, which is not the level of the state; and steps are taken in th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Unpack, get_args
 
 import torch
@@ -30,6 +30,7 @@ from framework.errors import Checks
 from framework.guidance import ClassifierFree, EmbeddedGuidance, Guidance, State, usual_guidance
 from framework.inversion import Inversion, Predict, RecordPredict
 from framework.module import CommonSettings, EditModule
+from framework.network import Network
 from framework.record import Record
 from framework.reference import Reference
 from framework.schedule import Level, Schedule, ScheduleOptions, euler_step
@@ -50,6 +51,7 @@ class ControlledInversion(Inversion):
         strength: Share of the steps that is inverted and sampled, in (0, 1].
         stochastic: Sample by the stochastic equation.
         time_grid: See the head of this file.
+        inversion_steps: Steps of the inversion where they are not the edit's; None for the same.
     """
 
     gamma: float = 0.5
@@ -60,6 +62,7 @@ class ControlledInversion(Inversion):
     strength: float = 1.0
     stochastic: bool = False
     time_grid: TimeGrid = "reference"
+    inversion_steps: int | None = None
 
     forms: ClassVar = ("velocity",)
 
@@ -78,23 +81,24 @@ class ControlledInversion(Inversion):
             0 < self.strength <= 1, f"strength={self.strength} is not allowed; give a share in (0, 1], 1 for all steps."
         )
         checks.one_of("time_grid", self.time_grid, get_args(TimeGrid))
+        if self.inversion_steps is not None:
+            checks.between("inversion_steps", self.inversion_steps, 1, float("inf"), "None is the edit's steps")
         checks.done()
 
     def provides(self) -> frozenset[Need]:
         """Return the trajectory."""
         return frozenset({Need.TRAJECTORY})
 
-    def check(self, schedule_steps: int) -> list[str]:
-        """Refuse a strength that leaves no step."""
-        if self.executed(schedule_steps):
-            return []
-        return [f"strength={self.strength} leaves no step of steps={schedule_steps}; give at least 1 / steps."]
+    def recorded_steps(self, schedule_steps: int) -> int:
+        """Record the steps of the inversion."""
+        return self.inversion_steps or schedule_steps
 
     def executed(self, schedule_steps: int) -> int:
         """Run the share of the steps that `strength` says."""
         return schedule_steps - self._skipped(schedule_steps)
 
     def _skipped(self, steps: int) -> int:
+        # As the authors round it: at least one step runs, whatever the strength.
         return int(max(steps - min(steps * self.strength, steps), 0))
 
     def record(self, z0: Tensor, predict: RecordPredict, ctx: Context) -> Record:
@@ -143,7 +147,7 @@ class ControlledInversion(Inversion):
     def start(self, record: Record, ctx: Context) -> Latents:
         """Begin every stream at the noisiest state."""
         assert record.latents is not None
-        return same_start(record.latents[self._skipped(ctx.schedule.num_steps)], ctx.streams)
+        return same_start(record.latents[0], ctx.streams)
 
     def begin(self, record: Record, ctx: Context) -> State:
         """Draw the noise of the stochastic equation, one per executed step."""
@@ -218,6 +222,7 @@ class RFInversion(EditModule):
         strength: float = 1.0,
         stochastic: bool = False,
         time_grid: TimeGrid = "reference",
+        inversion_steps: int | None = None,
         guidance: Guidance | None = None,
         inversion: Inversion | None = None,
         schedule: ScheduleOptions | None = None,
@@ -228,17 +233,26 @@ class RFInversion(EditModule):
         Args:
             backbone: A flow model.
             steps: T.
-            gamma, eta, start_share, stop_share, decay, strength, stochastic, time_grid: See `ControlledInversion`.
+            gamma, eta, start_share, stop_share, decay, strength, stochastic, time_grid, inversion_steps: See
+                `ControlledInversion`.
             guidance: Scales; None is 3.5 for the edit and the empty prompt at scale 0 while inverting.
             inversion: Replaces the controlled inversion; the settings above then have no effect.
             schedule: Conventions of the schedule.
             **common: See `CommonSettings`.
         """
         inversion = inversion or ControlledInversion(
-            gamma, eta, start_share, stop_share, decay, strength, stochastic, time_grid
+            gamma, eta, start_share, stop_share, decay, strength, stochastic, time_grid, inversion_steps
         )
         guidance = guidance or _guidance(backbone)
         super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)
+        self.inversion_schedule = backbone.schedule(self.inversion.recorded_steps(steps), schedule)
+
+    def record_latents(self, z0: Tensor, ctx: Context, network: Network) -> Record:
+        """Invert on levels of its own where the inversion has another number of steps."""
+        if self.inversion_schedule.num_steps == self.steps:
+            return super().record_latents(z0, ctx, network)
+        levels = self.inversion_schedule.for_size(z0.shape[-2:])
+        return super().record_latents(z0, replace(ctx, schedule=levels), network.on(levels))
 
 
 def _guidance(backbone: Backbone) -> ClassifierFree | EmbeddedGuidance:

@@ -16,45 +16,35 @@ not carried from the inversion to the sampling.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 from torch import Tensor
 
 from framework.backbones.base import Backbone
 from framework.context import Context
-from framework.control import Control
 from framework.guidance import Guidance, State, usual_guidance
 from framework.inversion import Inversion, Predict, RecordPredict
 from framework.module import CommonSettings, EditModule
 from framework.record import Record
 from framework.reference import Reference
 from framework.schedule import Level, Schedule, ScheduleOptions, euler_step
-from framework.step import Latents, Need
-from methods.euler_flow import FlowInversion
-from methods.feature_sharing import FeatureSharing, Storing
+from framework.step import Latents
+from methods.euler_flow import SharingInversion, with_sharing
+from methods.feature_sharing import FeatureSharing
 
 
 @dataclass(frozen=True)
-class MidpointInversion(FlowInversion):
-    """RF-Solver's step in both directions: two evaluations per interval.
-
-    Attributes:
-        sharing: Keep the source's attention features for this control, which the edit then uses too.
-    """
-
-    sharing: FeatureSharing | None = None
+class MidpointInversion(SharingInversion):
+    """RF-Solver's step in both directions: two evaluations per interval."""
 
     reuses: ClassVar[bool] = False
     """Whether the velocity at the interval's beginning is the last interval's middle one (FireFlow)."""
 
-    def provides(self) -> frozenset[Need]:
-        """Return the trajectory, and features where they are shared."""
-        return frozenset({*super().provides(), *([Need.FEATURES] if self.sharing else [])})
-
-    def watcher(self, ctx: Context) -> tuple[Control, Any] | None:
-        """Keep features in the sharing's intervals."""
-        del ctx
-        return None if self.sharing is None or not self.sharing.inject_steps else (Storing(self.sharing), {})
+    def calls(self, intervals: int, steps: int) -> int:
+        """Count two calls of an interval; with reuse one, and one more in the cleanest."""
+        if not self.reuses:
+            return 2 * intervals
+        return intervals + (1 if 0 < intervals == steps - self.skip else 0)
 
     def middle(
         self, z: Latents, i: int, levels: tuple[Level, Level], predict: Predict, state: State, schedule: Schedule
@@ -138,12 +128,9 @@ class _SolverEdit(EditModule):
         """
         if sharing is None and any(site.place == "single" for site in backbone.sites()):
             sharing = FeatureSharing(inject_steps=self.inject)
-        if sharing is not None and not sharing.inject_steps:
-            sharing = None
         if inversion is None:
             inversion = self.solver(skip=skip, sharing=sharing)
-            if sharing is not None:
-                common["controls"] = [sharing, *common.get("controls", ())]
+            common["controls"] = with_sharing(sharing, common.get("controls", ()))
         guidance = guidance or usual_guidance(backbone.guided_by, target=2.0)
         super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)
 

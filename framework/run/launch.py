@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.errors import SampleError, SettingsError
+from framework.run.estimates import feature_note
 from framework.run.files import StoreError, plain, write_file
 from framework.run.finished import StoredRun, write_summary, write_table
 from framework.run.identity import Identity, code_identity, settings_that_matter
@@ -213,6 +214,9 @@ def _run(variant: Variant, interrupts: Interrupts, *, force: bool) -> int:
         if not variant.state.complete:
             if before.done:
                 print(f"{variant.store.directory}: {len(before.done)} of {before.total} samples are finished already")
+            note = feature_note(variant.experiment.module, variant.experiment.source)
+            if note:
+                print(f"{variant.store.directory}: {note}", flush=True)
             try:
                 _predict(variant, before, interrupts, lock)
             except BaseException:

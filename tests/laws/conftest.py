@@ -32,6 +32,8 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "DirectDDIM": {"steps": 4},
     "EditFriendlyDDPM": {"steps": 4, "skip": 1},
     "InfEdit": {"steps": 4, "strength": 0.75, "controls": []},
+    "EulerFlow": {"steps": 4},
+    "FireFlow": {"steps": 4},
     "FlowAlign": {"steps": 4},
     "FlowEdit": {"steps": 4, "n_max": 3},
     "LEDITS": {
@@ -56,8 +58,11 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "PlugAndPlay": {"steps": 4},
     "ProxEdit": {"steps": 4, "guidance": ProximalGuidance(target=3.0, inversion_guidance=True)},
     "LEDITSPP": {"steps": 4, "guidance": ImplicitMaskGuidance([MaskedConcept("snow")], mask="intersection")},
+    "RFInversion": {"steps": 4, "stochastic": True, "inversion_steps": 5},
+    "RFSolver": {"steps": 4},
     "SDEdit": {"steps": 4, "strength": 0.75},
     "TurboEdit": {"steps": 4},
+    "TwoStage": {"steps": 4, "value_steps": 0.5},
     "UniEditFlow": {"steps": 4, "alpha": 0.75},
     "SEGA": {"steps": 4, "guidance": SemanticGuidance([Concept("snow", warmup=1, threshold=0.7)])},
 }

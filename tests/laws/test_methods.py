@@ -31,11 +31,12 @@ def test_with_guidance_one_and_equal_prompts_edit_and_reconstruction_are_one(
     method: type[EditModule], make: Make
 ) -> None:
     # Null-text refuses guidance 1 and makes any other hold; direct inversion corrects the source alone, unless told;
-    # Plug-and-Play takes the source from the inversion's latents, unless told.
+    # Plug-and-Play takes the source from the inversion's latents, unless told, and so does two-stage inversion.
     scale = 1.5 if method.__name__ == "NullText" else 1.0
     both_rows: dict[str, dict[str, Any]] = {
         "DirectDDIM": {"target": "source", "recorded": True},
         "PlugAndPlay": {"inversion": DDIMInversion()},
+        "TwoStage": {"compensate": "both"},
     }
     module = make(method, guidance=ClassifierFree(target=scale, source=scale), **both_rows.get(method.__name__, {}))
     batch = batch_of([0])
@@ -222,12 +223,15 @@ def test_evaluations_equal_the_formula(method: type[EditModule], make: Make) -> 
         "ProxEdit",
     )
     family += ("TurboEdit", "Pix2PixZero")
+    # Midpoints: two calls of a step, or one more than steps where the last midpoint is reused; K = 2 iterations.
+    flows = {"EulerFlow": (4, 4), "RFSolver": (8, 8), "FireFlow": (5, 5), "TwoStage": (12, 4), "RFInversion": (5, 4)}
     executed = 4 if name in (*family, "LEDITSPP", "SEGA", "FlowAlign") else 3
     inverted = (
         4
         if name in (*family, "EditFriendlyDDPM", "LEDITS", "LEDITSPP")
         else {"CycleDiffusion": 3, "DiffEdit": 3, "UniEditFlow": 4}.get(name, 0)
     )
+    inverted, executed = flows.get(name, (inverted, executed))
     source_rows = {"SDEdit": 0, "SEGA": 0, "NegativePrompt": 1, "ProxEdit": 1, "TurboEdit": 1}.get(name, 2)
     optimised = 2 * 4 if name == "NullText" else 0
     found = optimised + 2 * 4 if optimised else 0  # with the conditional prediction, and the one with the result

@@ -26,7 +26,7 @@ def replay_flowedit(case: Case, models: Path) -> dict[str, Any]:
     module = FlowEdit(
         backbone,
         steps=steps,
-        n_max=settings.get("n_max", defaults[2]),
+        n_max=settings.get("n_max", min(defaults[2], steps)),
         n_min=settings.get("n_min", 0),
         n_avg=settings.get("n_avg", 1),
         guidance=usual_guidance(
@@ -66,7 +66,7 @@ def replay_flowalign(case: Case, models: Path) -> dict[str, Any]:
         backbone_of(case, models),
         steps=int(settings["num_steps"]),
         source_weight=float(settings.get("source_weight", 0.01)),
-        guidance=SourceAsUnconditional(float(settings.get("guidance_scale", 13.5))),
+        guidance=SourceAsUnconditional(float(settings.get("guidance_scale", 7.0))),
     )
     run = FlowRun(module, case, {"flowalign": case.input("in.noise")})
     edited = run.denoise(run.invert(run.z0))[Stream.TARGET]
@@ -79,7 +79,7 @@ def replay_uniedit_flow(case: Case, models: Path) -> dict[str, Any]:
         backbone_of(case, models),
         steps=int(settings["num_steps"]),
         alpha=float(settings.get("alpha", 0.6)),
-        guidance=VelocityFusion(float(settings.get("omega", 5.0)), difference="signed"),
+        guidance=VelocityFusion(float(settings.get("omega", 5.0)), difference="signed", invert_with="source"),
         reconstruct=False,
     )
     run = FlowRun(module, case, {})

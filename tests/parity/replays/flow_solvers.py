@@ -32,20 +32,19 @@ def replay_solver(case: Case, models: Path) -> dict[str, Any]:
     backbone, settings = backbone_of(case, models), case.settings
     sharing = _sharing(settings.get("control"))
     method = _SOLVERS[case.method]
+    inversion_scale = float(settings.get("inversion_guidance_scale", 1.0))
     scales = {
-        "target": float(settings["guidance_scale"]),
-        "source": float(settings["inversion_guidance_scale"]),
-        "inversion": float(settings["inversion_guidance_scale"]),
-    }
+        "target": float(settings["guidance_scale"]), "source": inversion_scale, "inversion": inversion_scale,
+    }  # fmt: skip
     flux = isinstance(backbone, Flux)
     guidance = EmbeddedGuidance(**scales) if flux else ClassifierFree(**scales)
 
-    def run(**more: Any) -> FlowRun:
-        own: dict[str, Any] = {"time": "clean_end"} if method is EulerFlow else {"sharing": sharing}
-        module = method(backbone, steps=int(settings["num_steps"]), guidance=guidance, **{**own, **more})
-        return FlowRun(module, case, {})
+    def run(sharing: FeatureSharing) -> FlowRun:
+        own: dict[str, Any] = {"time": "clean_end"} if method is EulerFlow else {}
+        steps = int(settings["num_steps"])
+        return FlowRun(method(backbone, steps=steps, guidance=guidance, sharing=sharing, **own), case, {})
 
-    both = run()
+    both = run(sharing)
     record = both.invert(case.input("in.z0"))
     calls, times = both.calls.take()
     final = both.denoise(record)
@@ -59,7 +58,7 @@ def replay_solver(case: Case, models: Path) -> dict[str, Any]:
         "out.sampling_call_times": both.calls.take()[1],
     }
     if flux:
-        plain = run(sharing=FeatureSharing(inject_steps=0)) if method is not EulerFlow else both
+        plain = run(FeatureSharing(inject_steps=0))
         alone = plain.denoise(plain.invert(case.input("in.z0")))
         results |= {
             "out.inverted_packed": pack(record.latents[0]),
@@ -77,23 +76,24 @@ def _sharing(control: Mapping[str, Any] | None) -> FeatureSharing:
         return FeatureSharing(inject_steps=0)
     if control["kind"] != "qkv_sharing":
         raise NotImplementedError(f"control {control['kind']!r}")
-    return FeatureSharing(
-        inject_steps=int(control["inject_steps"]),
-        first_block=int(control["start_layer_index"]),
-        last_block=int(control["end_layer_index"]),
-        strategy=("replace_v",) if control.get("reuse_v", True) else tuple(control["editing_strategy"]),
-        factors=tuple(control.get("qkv_ratio") or (1.0, 1.0, 1.0)),
-    )
+    blocks = {"first_block": int(control["start_layer_index"]), "last_block": int(control["end_layer_index"])}
+    inject = int(control["inject_steps"])
+    # Reused values are taken as they are; strategies without a word share nothing.
+    if control.get("reuse_v", True) or not control.get("editing_strategy"):
+        return FeatureSharing(inject if control.get("reuse_v", True) else 0, **blocks)
+    factors = tuple(control.get("qkv_ratio") or (1.0, 1.0, 1.0))
+    return FeatureSharing(inject, strategy=tuple(control["editing_strategy"]), factors=factors, **blocks)
 
 
 def replay_two_stage(case: Case, models: Path) -> dict[str, Any]:
     backbone, settings = backbone_of(case, models), case.settings
-    scale, inversion_scale = float(settings["guidance_scale"]), float(settings["inversion_guidance_scale"])
+    scale = float(settings.get("guidance_scale", 2.0))
+    inversion_scale = float(settings.get("inversion_guidance_scale", 1.0))
     reconstruct = bool(settings.get("reconstruct"))
     skip = int(settings.get("skip", 0))
     stage_one = FixedPointInversion(
         skip=skip,
-        iterations=int(settings["num_fixpoint_steps"]),
+        iterations=int(settings.get("num_fixpoint_steps", 2)),
         window=tuple(settings.get("average_step_ranges") or (0, 5)),
     )
     module = TwoStage(
@@ -141,23 +141,24 @@ def _adaln(control: Mapping[str, Any] | None) -> list[AdaLNInvariance | ValueInj
 
 def replay_rf_inversion(case: Case, models: Path) -> dict[str, Any]:
     backbone, settings = backbone_of(case, models), case.settings
-    scale = float(settings["guidance_scale"])
     steps = int(settings["num_steps"])
-    if int(settings.get("inversion_steps", steps)) != steps:
-        raise NotImplementedError("inversion_steps other than num_steps")
     stochastic = bool(settings.get("enable_sde"))
     module = RFInversion(
         backbone,
         steps=steps,
-        gamma=float(settings["gamma"]),
-        eta=float(settings["eta"]),
-        start_share=float(settings["start_timestep"]),
-        stop_share=float(settings["stop_timestep"]),
+        inversion_steps=int(settings.get("inversion_steps", steps)),
+        gamma=float(settings.get("gamma", 0.5)),
+        eta=float(settings.get("eta", 1.0)),
+        start_share=float(settings.get("start_timestep", 0.0)),
+        stop_share=float(settings.get("stop_timestep", 0.25)),
         decay=float(settings.get("eta_decay_power", 1.0)) if settings.get("decay_eta") else 0.0,
-        strength=float(settings["strength"]),
+        strength=float(settings.get("strength", 1.0)),
         stochastic=stochastic,
         reconstruct=False,
-        guidance=EmbeddedGuidance(target=scale, inversion=float(settings["source_guidance_scale"])),
+        guidance=EmbeddedGuidance(
+            target=float(settings.get("guidance_scale", 3.5)),
+            inversion=float(settings.get("source_guidance_scale", 0.0)),
+        ),
     )
     draws: dict[str, Tensor] = {"controller": _unpacked(case, case.input("in.y1")[None])}
     if stochastic:
