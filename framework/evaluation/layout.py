@@ -60,8 +60,9 @@ def to_markdown(table: Table, laid: Sequence[Sheet]) -> str:
         parts.append("\n".join(lines))
     for metric, reason in table.unavailable.items():
         parts.append(f"{metric} is unavailable: {reason}")
-    if table.versions:
-        parts.append(f"Made with {', '.join(table.versions)}.")
+    if table.versions or table.days:
+        when = f" on {' to '.join(dict.fromkeys((table.days[0], table.days[-1])))}" if table.days else ""
+        parts.append(f"Made{when}" + (f" with {', '.join(table.versions)}" if table.versions else "") + ".")
     return "\n\n".join(parts) + "\n"
 
 

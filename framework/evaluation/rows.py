@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,14 @@ class Collection:
         figures: Direction, unit and scale of every figure that a run describes.
         unavailable: Metric -> why it could not be computed.
         versions: Versions and devices that the runs name, as "torch 2.13.0".
+        days: The days on which samples were made, as "2031-05-24", sorted.
     """
 
     methods: list[MethodRows] = field(default_factory=list)
     figures: dict[Key, Mapping[str, Any]] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
+    days: list[str] = field(default_factory=list)
 
 
 def collect(paths: Sequence[Path], *, by: str = "edit_type") -> Collection:
@@ -101,6 +104,7 @@ def collect(paths: Sequence[Path], *, by: str = "edit_type") -> Collection:
     collection = Collection()
     fixed: dict[str, MethodRows] = {}
     versions: set[str] = set()
+    days: set[str] = set()
     made_elsewhere = [path for path in paths if (path / ROWS).is_file() and not (path / MANIFEST).exists()]
     runs = [path for path in paths if path not in made_elsewhere]
     for folder in find_runs(runs) if runs else ():
@@ -110,6 +114,7 @@ def collect(paths: Sequence[Path], *, by: str = "edit_type") -> Collection:
         for sample in run.samples():
             _take(sample, run.state.done[sample.id], by, method, fixed)
             keys[sample.id] = run.state.done[sample.id].key
+            days |= _day(run.state.done[sample.id])
         _take_evaluation(folder.directory / ROWS, method, fixed, keys)
         _describe(folder.directory, collection)
         versions |= set(_versions(folder.directory))
@@ -124,7 +129,7 @@ def collect(paths: Sequence[Path], *, by: str = "edit_type") -> Collection:
         row.groups = dict(sorted(row.groups.items()))
         row.expected = len(row.groups)
     collection.methods += fixed.values()
-    collection.versions = sorted(versions)
+    collection.versions, collection.days = sorted(versions), sorted(days)
     return collection
 
 
@@ -206,6 +211,11 @@ def _cost(entry: SampleEntry) -> Cost | None:
         peak_gib=peak,
         warm_up=bool(found.get("warm_up")),
     )
+
+
+def _day(entry: SampleEntry) -> set[str]:
+    made = entry.details.get("time")
+    return {datetime.fromtimestamp(made, UTC).date().isoformat()} if isinstance(made, (int, float)) else set()
 
 
 def _describe(directory: Path, collection: Collection) -> Mapping[str, Any]:

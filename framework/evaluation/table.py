@@ -77,7 +77,7 @@ class Table:
         paired: Method -> figure -> its value minus that of `against`, over the images that both have.
         costs: Method -> cost.
         unavailable: Metric -> why it could not be computed.
-        versions: As in `Collection`.
+        versions, days: As in `Collection`.
         published: Rows of publications to stand beside one's own.
     """
 
@@ -91,6 +91,7 @@ class Table:
     costs: dict[str, CostSummary] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
     versions: Sequence[str] = ()
+    days: Sequence[str] = ()
     published: Sequence[PublishedRow] = ()
 
 
@@ -139,6 +140,7 @@ def make_table(
         against=against,
         unavailable=collection.unavailable,
         versions=collection.versions,
+        days=collection.days,
         published=published,
     )
     for group in (ALL, *table.groups):
