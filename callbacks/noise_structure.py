@@ -15,7 +15,13 @@ from framework.data.sample import EditBatch
 from framework.errors import Checks
 from framework.schedule import Level
 from framework.statistics.series import Of
-from framework.statistics.structure import StructureFold, StructureSettings, image_structure, measure_structure
+from framework.statistics.structure import (
+    CleanLatents,
+    StructureFold,
+    StructureSettings,
+    image_structure,
+    measure_structure,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -81,7 +87,8 @@ class NoiseStructure(NoiseObserver):
             why = "nothing: the method has none" if not maps else "nothing: its latents have no rows and columns"
             return [Measurement(values={"of": why}) for _ in range(images)]
         settings = StructureSettings(self.max_lag, self.patch)
-        states = [(at, measure_structure(values, z0, settings)) for at, (_, values) in maps]
+        clean = CleanLatents.of(z0)
+        states = [(at, measure_structure(values, clean, settings)) for at, (_, values) in maps]
         found = {}
         for name, like in states[0][1].items():
             fill = torch.nan if name == "regularisers" else 0.0

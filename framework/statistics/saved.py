@@ -21,7 +21,13 @@ from framework.statistics.comoments import CoMoments
 from framework.statistics.distribution import DistributionFold, image_distribution, measure_distribution
 from framework.statistics.pairs import PairFold, beside, measure_matrix, measure_pairs
 from framework.statistics.series import Of, Series, as_keys, series_of
-from framework.statistics.structure import StructureFold, StructureSettings, image_structure, measure_structure
+from framework.statistics.structure import (
+    CleanLatents,
+    StructureFold,
+    StructureSettings,
+    image_structure,
+    measure_structure,
+)
 
 CHUNK = 2**20
 """Most values that are measured at once; in float64 with what is made of them about 100 MB."""
@@ -140,8 +146,8 @@ def _measure(found: SavedStatistics, series: Series, record: Record, settings: S
     steps, draws = maps.shape[:2]
     flat = maps.flatten(0, 1)
     size = max(1, CHUNK // max(1, flat[0].numel()))
-    parts = [measure_distribution(part) for part in flat.split(size)]
-    own, broken = image_distribution(_joined(parts, steps, draws), excluded)
+    measured = [measure_distribution(part) for part in flat.split(size)]
+    own, broken = image_distribution(_joined(measured, steps, draws), excluded)
     found.distribution.add(own)
     if steps > 1:
         pairs = CoMoments.from_tensor(measure_pairs(maps).transpose(0, 1).contiguous())
@@ -150,8 +156,9 @@ def _measure(found: SavedStatistics, series: Series, record: Record, settings: S
         left = sorted({*excluded, *broken})
         found.pairs.add({"pairs": pairs.without(empty).to_tensor(), "matrix": measure_matrix(maps, left)})
     if record.z0.ndim == 4:
-        z0 = record.z0.expand(steps, *record.z0.shape).flatten(0, 1)
-        states = [measure_structure(x, y, settings) for x, y in zip(flat.split(size), z0.split(size), strict=True)]
+        clean, draw = CleanLatents.of(record.z0), torch.arange(draws).repeat(steps)
+        parts = zip(flat.split(size), draw.split(size), strict=True)
+        states = [measure_structure(x, clean.rows(places), settings) for x, places in parts]
         found.structure.add(image_structure(_joined(states, steps, draws), excluded))
     return broken
 

@@ -24,8 +24,8 @@ def power_spectrum(maps: Tensor) -> Tensor:
     x = to_float64(maps)
     rows, columns = x.shape[-2:]
     # A constant map leaves exactly nothing, not the rounding of its mean.
-    constant = x.amin((-2, -1), keepdim=True) == x.amax((-2, -1), keepdim=True)
-    x = torch.where(constant, 0.0, x - x.mean((-2, -1), keepdim=True))
+    low, high = torch.aminmax(x.flatten(-2), dim=-1)
+    x = torch.where((low == high)[..., None, None], 0.0, x - x.mean((-2, -1), keepdim=True))
     return torch.view_as_real(torch.fft.fft2(x)).square().sum(-1) / (rows * columns)
 
 

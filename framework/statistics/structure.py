@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -88,12 +88,38 @@ class StructureSettings:
         return 2 if 4 * shape[-3] <= WIDEST_PATCH and min(shape[-2:]) >= 2 else 0
 
 
-def measure_structure(maps: Tensor, z0: Tensor, settings: StructureSettings) -> dict[str, Tensor]:
+class CleanLatents(NamedTuple):
+    """What the maps of all steps are compared with, computed once.
+
+    Attributes:
+        flat: [G, C H W] float64.
+        inner: [G, C, H - 2, W - 2], without the border that windows do not reach; empty where a window does not fit.
+        variance: The variance in the windows around those pixels.
+    """
+
+    flat: Tensor
+    inner: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, z0: Tensor) -> CleanLatents:
+        """Take clean latents [G, C, H, W]."""
+        x, border = to_float64(z0), WINDOW // 2
+        if min(x.shape[-2:]) < WINDOW:
+            return cls(x.flatten(1), x[..., :0, :0], x[..., :0, :0])
+        return cls(x.flatten(1), x[..., border:-border, border:-border], local_variance(x))
+
+    def rows(self, places: Tensor) -> CleanLatents:
+        """Return the latents at some places, in that order."""
+        return CleanLatents(*(value[places] for value in self))
+
+
+def measure_structure(maps: Tensor, clean: CleanLatents, settings: StructureSettings) -> dict[str, Tensor]:
     """Measure maps on their device.
 
     Args:
         maps: [G, C, H, W].
-        z0: [G, C, H, W] clean latent of each.
+        clean: The clean latent of each.
         settings: See there.
 
     Returns:
@@ -111,18 +137,14 @@ def measure_structure(maps: Tensor, z0: Tensor, settings: StructureSettings) -> 
         "spectrum": torch.cat([n[:, None], radial(power)], 1),
         "circular": torch.cat([n[:, None], circular_autocovariance(power, lag).flatten(1)], 1),
         "channels": CoMoments.of(x).to_tensor(),
-        "source": CoMoments.of(torch.stack([flat.nan_to_num(), to_float64(z0).flatten(1)], 1)).to_tensor(),
+        "source": CoMoments.of(torch.stack([flat.nan_to_num(), clean.flat], 1)).to_tensor(),
     }
     if lag:
-        pairs = [CoMoments.of(lag_pairs(x, k, axis)).to_tensor() for axis in (-1, -2) for k in range(1, lag + 1)]
-        found["lags"] = torch.stack(pairs, 1)
+        found["lags"] = lag_comoments(x, lag).to_tensor()
     if side:
         found["patches"] = CoMoments.of(patches(x, side)).to_tensor()
     if min(maps.shape[-2:]) >= WINDOW:
-        source = to_float64(z0)
-        inner = source[..., WINDOW // 2 :, WINDOW // 2 :][..., : source.shape[-2] - WINDOW + 1, :]
-        inner = inner[..., : source.shape[-1] - WINDOW + 1]
-        together = torch.stack([local_variance(x), inner, local_variance(source)], 1)
+        together = torch.stack([local_variance(x), clean.inner, clean.variance], 1)
         found["source_variance"] = CoMoments.of(together).to_tensor()
     found = {name: torch.where(usable.view(-1, *[1] * (value.ndim - 1)), value, 0.0) for name, value in found.items()}
     losses = torch.stack([_pyramid_correlation(x), kl_divergence(x)], 1)
@@ -253,10 +275,44 @@ def _state(name: str, packed: Tensor) -> Any:
     return Sums.from_tensor(packed) if name in _SUMS else CoMoments.from_tensor(packed)
 
 
-def lag_pairs(x: Tensor, lag: int, axis: int) -> Tensor:
-    """Return all pairs of pixels at a distance along an axis, [G, C, H, W] -> [G, 2, n]; nothing is wrapped."""
-    length = x.shape[axis] - lag
-    return torch.stack([x.narrow(axis, 0, length).flatten(1), x.narrow(axis, lag, length).flatten(1)], 1)
+def lag_comoments(x: Tensor, max_lag: int) -> CoMoments:
+    """Measure all pairs of pixels at distances 1 .. max_lag along rows and columns; nothing is wrapped.
+
+    Both sides of a distance are the map without its last or first lines, so that their sums are differences of running
+    sums over lines, and only the products across the distance are formed anew.
+
+    Args:
+        x: [G, C, H, W] float64.
+        max_lag: In pixels, less than either side.
+
+    Returns:
+        Co-moments of groups [G, 2 max_lag]: horizontal distances, then vertical ones.
+    """
+    low, high = torch.aminmax(x.flatten(1), dim=1)
+    centre = torch.where(low == high, low, x.mean((1, 2, 3)))
+    d = x - centre[:, None, None, None]
+    squares = d * d
+    found = []
+    for axis, others in ((3, (1, 2)), (2, (1, 3))):
+        length = x.shape[axis]
+        first, second = (F.pad(part.sum(others).cumsum(1), (1, 0)) for part in (d, squares))
+        for lag in range(1, max_lag + 1):
+            ends = slice(0, length - lag), slice(lag, length)
+            n = torch.full_like(centre, x[0].numel() // length * (length - lag))
+            sums = torch.stack([first[:, end.stop] - first[:, end.start] for end in ends], 1)
+            powers = torch.stack([second[:, end.stop] - second[:, end.start] for end in ends], 1)
+            shared = (d.narrow(axis, 0, length - lag) * d.narrow(axis, lag, length - lag)).sum((1, 2, 3))
+            own = powers - sums * sums / n[:, None]
+            # A side that is constant leaves the rounding of its sums.
+            own = torch.where(own > 1e-13 * powers, own, 0.0)
+            both = torch.where((own > 0).all(1), shared - sums[:, 0] * sums[:, 1] / n, 0.0)
+            rows = torch.stack([own[:, 0], both], 1), torch.stack([both, own[:, 1]], 1)
+            found.append(CoMoments(n, centre[:, None] + sums / n[:, None], torch.stack(rows, 1)))
+    return CoMoments(*(torch.stack(parts, 1) for parts in zip(*map(_fields, found), strict=True)))
+
+
+def _fields(state: CoMoments) -> tuple[Tensor, Tensor, Tensor]:
+    return state.n, state.mean, state.products
 
 
 def patches(x: Tensor, side: int) -> Tensor:

@@ -10,11 +10,19 @@ import pytest
 import torch
 
 from framework.cli import main
+from framework.run.folders import find_runs
+from framework.statistics.comparison import comparable
+from framework.statistics.saved import SavedStatistics, measure_run
 from tests.statistics.saved_runs import record, saved_run
 
 
 def stats(*arguments: Path | str) -> int:
     return main(["stats", "--no-plots", *map(str, arguments)])
+
+
+def groups(root: Path) -> list[list[SavedStatistics]]:
+    """Runs below a folder, those of one axis together."""
+    return comparable([measure_run(run) for run in find_runs([root])])
 
 
 def summary(folder: Path) -> list[dict]:
@@ -55,7 +63,7 @@ def test_tables_are_readable_and_say_whose_rows_they_hold(tmp_path):
 
 
 def test_one_command_twice_writes_the_same_bytes(tmp_path):
-    saved_run(tmp_path / "run", {f"image-{k}": record(k) for k in range(3)})
+    saved_run(tmp_path / "run", {f"image-{k}": record(k, steps=4) for k in range(3)})
 
     for name in ("one", "two"):
         assert main(["stats", str(tmp_path / "run"), "--output", str(tmp_path / name)]) == 0
@@ -121,27 +129,37 @@ def test_samples_on_other_steps_are_left_out_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["steps", "model", "shape"])
-def test_runs_that_differ_are_shown_apart(tmp_path, capsys, other):
+def test_runs_that_differ_are_not_put_on_one_axis(tmp_path, capsys, other):
     saved_run(tmp_path / "root" / "a", {"x": record(0)})
     different = (
         record(1, steps=4) if other == "steps" else record(1, shape=(2, 4, 4)) if other == "shape" else record(1)
     )
     saved_run(tmp_path / "root" / "b", {"x": different}, model="two" if other == "model" else "one")
 
-    assert main(["stats", str(tmp_path / "root")]) == 0
+    assert stats(tmp_path / "root") == 0
 
     assert "not on one axis" in capsys.readouterr().out
-    assert {"variance.png", "variance-2.png"} <= {p.name for p in (tmp_path / "root" / "statistics").iterdir()}
+    assert [[one.name for one in group] for group in groups(tmp_path / "root")] == [["a"], ["b"]]
+
+
+def test_runs_that_differ_get_figures_of_their_own(tmp_path):
+    for name, steps in (("a", 3), ("b", 2)):
+        saved_run(tmp_path / "root" / name, {"x": record(0, steps=steps, shape=(1, 8, 8))})
+
+    assert main(["stats", str(tmp_path / "root")]) == 0
+
+    drawn = {path.name for path in (tmp_path / "root" / "statistics").iterdir()}
+    assert {"variance.png", "variance-2.png", "a-histograms.png", "b-histograms.png"} <= drawn
 
 
 def test_runs_that_agree_share_an_axis(tmp_path, capsys):
     saved_run(tmp_path / "root" / "a", {"x": record(0)})
     saved_run(tmp_path / "root" / "b", {"x": record(1, scale=2.0)})
 
-    assert main(["stats", str(tmp_path / "root")]) == 0
+    assert stats(tmp_path / "root") == 0
 
     assert "not on one axis" not in capsys.readouterr().out
-    assert not list((tmp_path / "root" / "statistics").glob("variance-2.png"))
+    assert [[one.name for one in group] for group in groups(tmp_path / "root")] == [["a", "b"]]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from framework.statistics.spectrum import circular_autocovariance, flatness, power_spectrum, radial, radial_sizes
-from framework.statistics.structure import StructureFold, StructureSettings, image_structure, local_variance
-from framework.statistics.structure import measure_structure as measure
+from framework.statistics.structure import (
+    CleanLatents,
+    StructureFold,
+    StructureSettings,
+    image_structure,
+    lag_comoments,
+    local_variance,
+    measure_structure,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -19,7 +26,7 @@ def folded(maps: torch.Tensor, z0: torch.Tensor | None = None, **settings) -> St
     total = StructureFold()
     for image in maps:
         own = image[:1].expand(len(image), *image.shape[1:]) if z0 is None else z0
-        found = measure(image, own, StructureSettings(**settings))
+        found = measure_structure(image, CleanLatents.of(own), StructureSettings(**settings))
         total.add(image_structure({name: value[:, None] for name, value in found.items()}, []))
     return total
 
@@ -62,6 +69,33 @@ def test_neighbours_of_a_moving_average_correlate_by_a_half():
     vertical, horizontal = total.autocorrelation()[:, 1, 0], total.autocorrelation()[:, 0, 0]
     assert vertical.tolist() == pytest.approx([0.5, 0.5], abs=0.03)
     assert horizontal.tolist() == pytest.approx([0.0, 0.0], abs=0.03)
+
+
+@pytest.mark.parametrize(("axis", "place"), [(-1, 0), (-2, 3)])
+def test_pairs_at_a_distance_are_numpys(axis, place):
+    maps = noise(2, 3, 7, 9).double() * 3 + 40
+
+    found = lag_comoments(maps, 3)
+
+    for lag in range(1, 4):
+        length = maps.shape[axis] - lag
+        sides = [maps.narrow(axis, start, length).flatten(1) for start in (0, lag)]
+        for image, (a, b) in enumerate(zip(*sides, strict=True)):
+            state = found.select(image).select(place + lag - 1)
+            expected = torch.cov(torch.stack([a, b]), correction=0) * len(a)
+            assert float(state.n) == len(a)
+            torch.testing.assert_close(state.mean, torch.stack([a.mean(), b.mean()]), rtol=1e-13, atol=0)
+            torch.testing.assert_close(state.products, expected, rtol=1e-11, atol=1e-9)
+
+
+def test_a_constant_side_of_a_distance_has_no_correlation():
+    maps = torch.full((2, 1, 6, 6), 0.1, dtype=torch.float64)
+    maps[0, ..., -1] = noise(6).double()  # constant but for its last column
+
+    pearson = lag_comoments(maps, 2).pearson[..., 0, 1]
+
+    assert pearson[0, :2].isnan().all() and pearson[0, 2:].isfinite().all()
+    assert pearson[1].isnan().all()
 
 
 def test_channels_that_share_half_of_their_variance_correlate_by_a_half():

@@ -15,7 +15,7 @@ from framework.statistics.moments import Moments
 from framework.statistics.normality import dagostino_k2, ks_distance, ks_log10_p
 from framework.statistics.regularisers import auto_correlation, kl_divergence, pyramid_rows
 from framework.statistics.spectrum import circular_autocovariance, power_spectrum, radial, radial_sizes
-from framework.statistics.structure import lag_pairs, off_diagonal, patches
+from framework.statistics.structure import lag_comoments, off_diagonal, patches
 from tests.parity.case import Case
 
 
@@ -93,7 +93,7 @@ def _in_space(z: Tensor, max_lag: int, side: int) -> dict[str, Tensor]:
     power = power_spectrum(z).mean((0, 2))
     covariance = circular_autocovariance(power, max_lag)
     circular = covariance[..., 1:] / covariance[..., :1]
-    lags = [torch.stack([_at_lag(z, k, axis) for k in range(1, max_lag + 1)], 1) for axis in (-1, -2)]
+    lags = _folded([lag_comoments(image, max_lag) for image in z]).pearson[..., 0, 1].split(max_lag, 1)
     blocks = _folded([CoMoments.of(patches(image, side)) for image in z]).pearson
     mean, largest = off_diagonal(blocks)
     return {
@@ -118,11 +118,6 @@ def _check_groups(case: Case, whole: Moments) -> None:
     merged = _folded([Moments(*group.unbind(1), unknown, unknown) for group in groups])
     for name in ("n", "mean", "m2", "m3", "m4"):
         torch.testing.assert_close(getattr(merged, name), getattr(whole, name), rtol=1e-9, atol=1e-6)
-
-
-def _at_lag(z: Tensor, lag: int, axis: int) -> Tensor:
-    correlation: Tensor = _folded([CoMoments.of(lag_pairs(image, lag, axis)) for image in z]).pearson[:, 0, 1]
-    return correlation
 
 
 def _folded(states: list[Any]) -> Any:
