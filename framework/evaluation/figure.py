@@ -13,6 +13,7 @@ from framework.run.files import write_file
 
 _COLOURS = ("#2a6f97", "#d1495b", "#6a994e", "#b5651d", "#6d597a", "#468faf")
 _MARKERS = "osD^vP"
+_FIXED = "*X8p"
 _INK, _FAINT = "#33373d", "#9aa1a9"
 
 
@@ -41,7 +42,10 @@ def write_scatter(table: Table, path: Path) -> None:
             [_scaled(table, key, end) for end in (about[key].low, about[key].high)] for key in (horizontal, vertical)
         )
         colour = _INK if method.fixed else _COLOURS[number % len(_COLOURS)]
-        marker = "*" if method.fixed else _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
+        fixed = [other.name for other in table.methods if other.fixed]
+        marker = _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
+        if method.fixed:
+            marker = _FIXED[fixed.index(method.name) % len(_FIXED)]
         axes.errorbar(x, y, [[y - y0], [y1 - y]], [[x - x0], [x1 - x]], color=colour, alpha=0.35, linewidth=1)
         face = "white" if method.fixed else colour
         axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=9, label=method.name)
