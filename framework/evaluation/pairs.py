@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from framework.backbones.base import Backbone
 from framework.data.decode import Limits, decode
+from framework.data.frames import nearest, seen
 from framework.data.masks import read_mask
 from framework.data.readers.source import DataSource
-from framework.data.sample import EditSample
+from framework.data.sample import EditSample, Frame, RunLengthMask
 from framework.errors import SampleError, SettingsError
 from framework.run.finished import StoredRun
 
@@ -34,6 +36,7 @@ class Pair:
         edits: One file per draw.
         reconstruction: The source as the method walked it back, or None.
         key: What the results were made with; empty where nobody says.
+        frame: Which part of the source the pictures show; None for all of it.
     """
 
     sample: EditSample
@@ -41,6 +44,7 @@ class Pair:
     edits: tuple[Path, ...]
     reconstruction: Path | None = None
     key: str = ""
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Results(ABC):
         reconstruction = None if back is None else _sized(_picture(back), size, back)
         mask = None
         if pair.sample.mask is not None:
-            mask = torch.from_numpy(read_mask(pair.sample.mask, size, _LIMITS)[0].astype(np.float32))[None]
+            mask = torch.from_numpy(_mask(pair.sample.mask, size, pair.frame).astype(np.float32))[None]
         return Pictures(source, edits, reconstruction, mask)
 
     def _panel(self, picture: Tensor, size: tuple[int, int]) -> Tensor:
@@ -122,7 +126,8 @@ class RunResults(Results):
                 continue
             sample = self._samples.get(stored.id) or _described(stored.id, found["source"], stored.meta)
             key = str(stored.meta.get("key", ""))
-            yield Pair(sample, self._source(found["source"], sample), edits, found.get("reconstruction"), key)
+            source = self._source(found["source"], sample)
+            yield Pair(sample, source, edits, found.get("reconstruction"), key, _frame(stored.meta))
 
     def _source(self, stored: Path, sample: EditSample) -> Path:
         """Take the data set's picture for one that was saved with loss, as published rows do, if nothing was cut."""
@@ -220,6 +225,23 @@ def _described(name: str, image: Path, meta: Mapping[str, Any]) -> EditSample:
 def _picture(path: Path) -> Tensor:
     pixels = np.array(decode(path, _LIMITS).picture.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def _mask(mask: Path | RunLengthMask, size: tuple[int, int], frame: Frame | None) -> NDArray[np.bool_]:
+    """Read a mask, which is that of the whole source, and cut it as the pictures were."""
+    if frame is None:
+        return read_mask(mask, size, _LIMITS)[0]
+    top, left, bottom, right = seen(frame)
+    return nearest(read_mask(mask, frame.original, _LIMITS)[0][top:bottom, left:right], size)
+
+
+def _frame(meta: Mapping[str, Any]) -> Frame | None:
+    known = meta.get("frame")
+    if not isinstance(known, Mapping):
+        return None
+    top, left, bottom, right = known["box"]
+    rows, columns = known["original"]
+    return Frame((rows, columns), (top, left, bottom, right), tuple(known["network"]))
 
 
 def _sized(picture: Tensor, size: tuple[int, int], path: Path) -> Tensor:

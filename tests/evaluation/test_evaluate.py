@@ -297,3 +297,27 @@ def test_pictures_are_held_one_batch_at_a_time(elsewhere):
 
     assert len(list(evaluation.rows())) == 12
     assert most <= 2
+
+
+def test_the_mask_of_a_picture_that_was_cut_is_cut_as_well(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (64, 96, 3), np.uint8)).save(pictures / "wide.png")
+    (pictures / "wide.txt").write_text("a large solid red circle on a plain blue background\na small solid blue star")
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:, 40:] = 255
+    Image.fromarray(mask).save(pictures / "wide_mask.png")
+    text = EXPERIMENT.format(root=pictures).replace("framework.data.PieBench", "framework.data.Folder")
+    (tmp_path / "cut.yaml").write_text(text.replace("border: false, ", ""))
+    run = tmp_path / "run"
+    assert main(["run", str(tmp_path / "cut.yaml"), "--output", str(run)]) == 0
+
+    assert main(["evaluate", str(run), "--metrics", "pixels"]) == 0
+
+    source, edit = (
+        np.array(Image.open(run / "samples" / "wide" / f"{n}.png"), float) / 255 for n in ("source", "edit")
+    )
+    assert source.shape == (64, 64, 3)
+    expected = (((source - edit)[:, :24]) ** 2).sum() / source.size  # columns 16 to 40 of the original
+    assert next(row["value"] for row in rows(run) if row["figure"].startswith("mse")) == pytest.approx(expected)
