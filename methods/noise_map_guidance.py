@@ -14,7 +14,7 @@ first update pulls the source onto its trajectory where it stands, and the secon
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Unpack
+from typing import ClassVar, Literal, NamedTuple, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from framework.step import UNCOND, Latents, Need, Row, Stream
 from methods.ddim import Convention, DDIMInversion
 
 Loss = Literal["l1", "l2", "smooth_l1"]
+Reached = Literal["previous", "current", "next"]
 
 _UNCOND = Row(Stream.SOURCE, UNCOND)
 
@@ -62,7 +63,8 @@ class NoiseMapGuidance(ClassifierFree):
             with which the strength per element falls as latents grow; 16384 keeps the strength that the default scales
             have on a 4 x 64 x 64 latent.
         reference: Level of the noise map that the first update aims at: "current", the one that the step leaves (both
-            published pipelines), or "next", the one that it arrives at.
+            published pipelines), "next", the one that it arrives at, or "previous", the one before (what the index of
+            either pipeline means on the other's inversion).
         jacobian_free: Leave the network's own derivative out, dy/dz = alpha_next / alpha. An approximation of ours, not
             the paper's: no backward pass through the network.
 
@@ -78,7 +80,7 @@ class NoiseMapGuidance(ClassifierFree):
     loss: Loss = "l1"
     smooth_l1_beta: float = 1e-4
     elements: int | None = None
-    reference: Literal["current", "next"] = "current"
+    reference: Reached = "current"
     jacobian_free: bool = False
 
     needs: ClassVar = frozenset({Need.SOURCE, Need.TRAJECTORY, Need.GRAD})
@@ -95,7 +97,7 @@ class NoiseMapGuidance(ClassifierFree):
         )
         if self.elements is not None:
             checks.between("elements", self.elements, 1, float("inf"), "16384 is a 4 x 64 x 64 latent")
-        checks.one_of("reference", self.reference, ("current", "next"))
+        checks.one_of("reference", self.reference, get_args(Reached))
         checks.done()
 
     def prepare(
@@ -112,8 +114,8 @@ class NoiseMapGuidance(ClassifierFree):
         """Return the noise map that interval i is guided by, found by its level, [B, ...]."""
         assert record.latents is not None
         current = int((record.t - ctx.schedule.levels[i].t).abs().argmin())
-        index = current + (self.reference == "next")
-        return record.latents[min(index, len(record.latents) - 1)]
+        index = current + {"previous": -1, "current": 0, "next": 1}[self.reference]
+        return record.latents[min(max(index, 0), len(record.latents) - 1)]
 
     def noise_map_step(
         self, source: Tensor, aim: Tensor, level: Level, level_next: Level, network: StepNetwork

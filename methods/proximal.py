@@ -32,6 +32,7 @@ from framework.record import Record
 from framework.reference import Reference
 from framework.schedule import ScheduleOptions, eps_to_x0
 from framework.step import COND, UNCOND, Latents, Need, Row, Stream, latents
+from methods.concepts import quantile
 from methods.ddim import Convention, DDIMInversion
 from methods.negative_prompt import NegativePromptInversion
 
@@ -136,7 +137,7 @@ class ProximalGuidance(ClassifierFree):
     def _quantile(self, sizes: Tensor) -> Tensor:
         if self.quantile == 0:
             return sizes.new_zeros(len(sizes), 1, 1, 1)
-        return torch.quantile(sizes, self.quantile, dim=1).view(-1, 1, 1, 1)
+        return quantile(sizes, sizes.new_full((), self.quantile)).view(-1, 1, 1, 1)
 
     def prox(self, d: Tensor, threshold: Tensor) -> Tensor:
         """Threshold a difference [B, C, h, w]."""

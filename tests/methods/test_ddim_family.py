@@ -346,7 +346,12 @@ def test_the_gradient_is_that_of_the_mean_distance(smooth: Make, loss: str) -> N
 
 @pytest.mark.parametrize(
     ("convention", "reference", "index"),
-    [("input_level", "current", 2), ("next_step", "current", 1), ("next_step", "next", 2)],
+    [
+        ("input_level", "current", 2),
+        ("next_step", "current", 1),
+        ("next_step", "next", 2),
+        ("input_level", "previous", 1),
+    ],
 )
 def test_the_noise_map_is_found_by_its_level(smooth: Make, convention: str, reference: str, index: int) -> None:
     module = smooth(NMG, convention=convention, guidance=NoiseMapGuidance(reference=reference))  # type: ignore[arg-type]

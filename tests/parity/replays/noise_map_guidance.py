@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from torch import Tensor
 from framework.guidance import StepNetwork
 from framework.schedule import Level
 from framework.step import Stream
-from methods.noise_map_guidance import NMG, Loss, NoiseMapGuidance, NoiseMapStep
+from methods.noise_map_guidance import NMG, Loss, NoiseMapGuidance, NoiseMapStep, Reached
 from tests.parity.case import Case
 from tests.parity.latent import LatentRun, case_schedule, network_of, rows
 from tests.parity.replays.prompt_to_prompt import blend_masks, optional_controls, with_prompts
 
-REFERENCES: dict[tuple[str, str], Literal["current", "next"]] = {
+REFERENCES: dict[tuple[str, str], Reached] = {
     ("input_level", "N-1-i"): "current",
+    ("input_level", "N-i"): "previous",
     ("next_step", "N-i"): "current",
     ("next_step", "N-1-i"): "next",
 }
@@ -77,6 +78,6 @@ def replay_noise_map_guidance(case: Case, models: Path) -> dict[str, Tensor]:
         "out.inversion_traj": record.latents.flip(0)[:, 0],
         "out.recon_traj": walked[0][:, 0],
         "out.recon_grad_step1": guidance.gradients[0],
-        "out.edit_traj": torch.cat(walked, 1),
+        "out.edit_traj": torch.cat(walked[: 1 + len(targets)], 1),
         **blend_masks(controls),
     }
