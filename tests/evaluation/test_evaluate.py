@@ -51,10 +51,12 @@ def test_the_round_trip_from_the_export_to_the_table_takes_commands_alone(finish
     shutil.copytree(finished / "run", run)
 
     assert main(["evaluate", str(run), "--metrics", "shapes", "reconstruction", "pixels"]) == 0
-    assert main(["table", str(run), "--by", "extra.shapes_edit.kind", "--output", str(tmp_path / "own")]) == 0
+    words = ["--by", "extra.shapes_edit.kind", "--published", "--output", str(tmp_path / "own")]
+    assert main(["table", str(run), *words]) == 0
 
     shown = capsys.readouterr().out
     assert "8 images measured, 0 missing" in shown and "psnr_unedit_part [dB] ↑" in shown
+    assert "published: DDIM + P2P (SD 1.4) | 17.87 | 219.88 | 71.14 | Direct Inversion, table 1 |" in shown
     lines = list(csv.DictReader((tmp_path / "own.csv").open()))
     counted = {
         (line["group"], line["figure"]): int(line["n"]) for line in lines if line["method"] == "run" and line["n"]
