@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ LAYOUT: Mapping[str, Mapping[str, tuple[str, list[str]]]] = {
 FAILURES = 50
 """Most failures that are listed."""
 _GIB = 2**30
-_PLAIN = (bool, int, float, str)
+_PLAIN = (int, float, str)
 
 
 class LiveBoard(Callback):
@@ -177,9 +178,12 @@ def write_board(run: StoredRun, resolved: Mapping[str, Any]) -> None:
     write_hparams(run.writer, parameters(resolved), figures(run))
 
 
-def parameters(resolved: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return the settings that tell methods apart: of the method, its parts and the model, and the seed."""
-    found: dict[str, bool | int | float | str] = {}
+def parameters(resolved: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """Return the settings that tell methods apart: of the method, its parts and the model, and the seed.
+
+    Classes are told by their names, and what is true or false in words: the table would show 0.0000.
+    """
+    found: dict[str, int | float | str] = {}
     for key in ("backbone", "method"):
         _flatten(resolved.get(key) or {}, key, found, depth=3)
     found["seed"] = resolved.get("seed", 0)
@@ -187,37 +191,44 @@ def parameters(resolved: Mapping[str, Any]) -> dict[str, bool | int | float | st
 
 
 def figures(run: StoredRun) -> dict[str, float]:
-    """Return what a run amounts to: means of its metrics, cost and count. Figures that are not finite are left out."""
-    found: dict[str, float] = {"figure/images": float(len(run.state.done))}
+    """Return what a run amounts to: means of its metrics and its cost. Figures that are not finite are left out.
+
+    The table of methods sorts by name and shows the first columns, so metrics come in a group before all others.
+    """
+    found: dict[str, float] = {}
     seconds = [entry.details.get("seconds") for entry in run.state.done.values()]
     known = [float(value) for value in seconds if isinstance(value, (int, float))]
     if known:
-        found["figure/seconds_per_image"] = sum(known) / len(known)
+        found["1_run/seconds_per_image"] = sum(known) / len(known)
     totals: dict[str, list[float]] = {}
     for sample in run.samples():
         _add(
             totals,
-            "figure/evaluations_per_image",
+            "1_run/evaluations_per_image",
             (sample.meta.get("evaluations") or {}).get("total", {}).get("samples"),
         )
         for values in (sample.meta.get("measurements") or {}).values():
             for name, value in (values.get("over_steps") or {}).items():
-                _add(totals, f"figure/noise_{name}", value)
+                _add(totals, f"0_figures/noise_{name}", value)
             for metric, group in ((values.get("rows") or {}).get("edit") or {}).items():
                 for figure, value in group.items() if isinstance(group, Mapping) else ():
-                    _add(totals, f"figure/{metric}_{figure}", value)
+                    _add(totals, f"0_figures/{metric}_{figure}", value)
     return found | {name: total / count for name, (count, total) in sorted(totals.items())}
 
 
 def write_hparams(writer: Any, settings: Mapping[str, Any], values: Mapping[str, float]) -> None:
-    """Write one row of the HParams table into the writer's own run; `add_hparams` would begin another run."""
+    """Write one row of the HParams table into the writer's own run; `add_hparams` would begin another run.
+
+    What columns there are is left to TensorBoard, which joins the settings of all runs, those that differ first. A list
+    of columns, as PyTorch writes it, would be taken from one run for all.
+    """
     from torch.utils.tensorboard.summary import hparams
 
     for tag, value in values.items():
         writer.add_scalar(tag, value, 0)
     try:
         file = writer._get_file_writer()
-        for summary in hparams(dict(settings), dict(values)) if file is not None else ():
+        for summary in hparams(dict(settings), dict(values))[1:] if file is not None else ():
             file.add_summary(summary)
     except OSError as problem:
         warn_once(problem)
@@ -226,7 +237,12 @@ def write_hparams(writer: Any, settings: Mapping[str, Any], values: Mapping[str,
 def _flatten(values: Any, place: str, found: dict[str, Any], depth: int) -> None:
     if isinstance(values, Mapping) and depth:
         for key, value in values.items():
-            _flatten(value, place if key == "_target_" else f"{place}.{key}", found, depth - 1)
+            if key == "_target_":
+                found[place] = re.split("[.:]", str(value))[-1]
+            else:
+                _flatten(value, f"{place}.{key}", found, depth - 1)
+    elif isinstance(values, bool):
+        found[place] = str(values).lower()
     elif isinstance(values, _PLAIN):
         found[place] = values
 
