@@ -168,6 +168,25 @@ def test_a_run_goes_on_from_its_samples_and_keeps_both_text_encoders(exported: P
     assert {name.split(".")[1] for name in kept["averages"] if name.startswith("text")} == {"0", "1"}
 
 
+def test_training_starts_again_from_an_exported_pipeline(exported: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    still = [
+        "training.learning_rate=1e-12",
+        "training.matrix_rate=1e-12",
+        f"data.cache={exported.parent.parent / 'cache'}",
+    ]
+
+    again = train(tiny(tmp_path, "again", 4, f"training.start_from={exported}", *still))
+
+    files = sorted(path.relative_to(exported) for path in exported.rglob("*.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        before, after = load_file(exported / file), load_file(again / file)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
 def test_at_rate_zero_text_encoders_stay_as_they_are(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
