@@ -51,7 +51,8 @@ class PosteriorInversion(NoiseMapInversion):
             level = schedule.levels[i]
             eps = x0_to_eps(z[i], z0, alpha=level.alpha, sigma=level.sigma)
             mean, std = ddpm_posterior(z[i], eps, level, schedule.levels[i + 1], eta=self.eta, rule="ddim")
-            z[i + 1] = mean + std * draws[i + 1 - first]
+            # As in diffusers, timestep 0 is the clean latent already.
+            z[i + 1] = z0 if schedule.levels[i + 1].t <= 0 else mean + std * draws[i + 1 - first]
         z[last] = z0
         known = predict.at_levels(z[first:last], range(first, last))
         maps = torch.zeros_like(z[:-1])

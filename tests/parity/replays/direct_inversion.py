@@ -41,7 +41,8 @@ def replay_direct_inversion(case: Case, models: Path) -> dict[str, Tensor]:
 
     offsets: list[Tensor] = []
     walked: list[Tensor] = []
-    for number, (target, text) in enumerate(zip(targets, case.targets, strict=True)):
+    pairs = zip(targets or [source], case.targets or [case.prompts["source"]], strict=True)
+    for number, (target, text) in enumerate(pairs):
         recorded = run_to(number, target, text, recorded=True).invert(case.input("in.z0"))
         run = run_to(number, target, text)
         record = run.invert(case.input("in.z0"))
@@ -54,6 +55,6 @@ def replay_direct_inversion(case: Case, models: Path) -> dict[str, Tensor]:
     assert record.latents is not None
     return {
         "out.inversion_traj": record.latents.flip(0)[:, 0],
-        "out.offsets": torch.cat(offsets, 1),
-        "out.edit_traj": torch.cat(walked, 1),
+        "out.offsets": torch.cat(offsets[: 1 + len(targets)], 1),
+        "out.edit_traj": torch.cat(walked[: 1 + len(targets)], 1),
     }

@@ -18,19 +18,19 @@ from tests.parity.replays.prompt_to_prompt import optional_controls, with_prompt
 
 def replay_null_text_inversion(case: Case, models: Path) -> dict[str, Any]:
     settings = case.settings
-    adam, scale = settings["optimizer"], float(settings["guidance_scale"])
-    if adam["kind"] != "adam":
+    adam, scale = settings.get("optimizer") or {}, float(settings.get("guidance_scale", 7.5))
+    if adam.get("kind", "adam") != "adam":
         raise NotImplementedError(f"optimizer {adam['kind']!r}")
     inversion = NullTextInversion(
         DDIMInversion("next_step"),
         scale,
         int(settings.get("num_inner_steps", 10)),
-        float(adam["lr"]),
-        decay=float(adam["lr_decay_per_step"]),
+        float(adam.get("lr", 0.01)),
+        decay=float(adam.get("lr_decay_per_step", 0.01)),
         tolerance=float(settings.get("early_stop_epsilon", 1e-5)),
-        growth=float(adam["early_stop_growth"]),
-        betas=tuple(adam["betas"]),
-        epsilon=float(adam["eps"]),
+        growth=float(adam.get("early_stop_growth", 2e-5)),
+        betas=tuple(adam.get("betas", (0.9, 0.999))),
+        epsilon=float(adam.get("eps", 1e-8)),
     )
     module = NullText(
         network_of(case, models),
