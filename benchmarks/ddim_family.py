@@ -51,10 +51,10 @@ def _null_text(backbone: Any) -> NullText:
 def _batch(backbone: Any, options: Any) -> bool:
     size, module = options.batch, _null_text(backbone)
     alone, together = (edit_run(module, batch_of(backbone, count)) for count in (1, size))
-    timing = _per_image(interleaved(together, alone, options.rounds, options.device), size)
+    timing = _per_image(interleaved(together, alone, options.rounds, options.device, options.clock), size)
     calls = [record_calls(module, run) for run in (together, alone)]
     bare = [_replay(backbone, found) for found in calls]
-    network = _per_image(interleaved(*bare, options.rounds, options.device), size)
+    network = _per_image(interleaved(*bare, options.rounds, options.device, options.clock), size)
     report("network_batch", limit=None, batch=size, threads=options.threads, **network)
     return report("null_text_batch", limit=0.5, batch=size, threads=options.threads, network=network["ratio"], **timing)
 

@@ -10,7 +10,7 @@ import sys
 from benchmarks.measure import arguments, bare_unet, batch_of, edit_run, finish, interleaved, load, record_calls, report
 from methods import LEDITS, LEDITSPP, SEGA, Concept, ImplicitMaskGuidance, MaskedConcept, SemanticGuidance
 
-STEPS, SKIP = 8, 2
+STEPS, SKIP = 4, 1
 WORDS = ("red", "star", "striped", "large")
 
 
@@ -18,7 +18,7 @@ def main() -> int:
     options = arguments(__doc__ or "").parse_args()
     backbone = load(options)
     batch = batch_of(backbone, options.batch)
-    concepts = [Concept(word, warmup=k, reverse=k % 2 == 1) for k, word in enumerate(WORDS)]
+    concepts = [Concept(word, warmup=min(k, SKIP), reverse=k % 2 == 1) for k, word in enumerate(WORDS)]
     masked = [MaskedConcept(word, threshold=0.75) for word in WORDS]
     count = len(WORDS)
     cases = {  # with the rows of one image: inversion + edit, whose source row is walked back too
@@ -38,7 +38,7 @@ def main() -> int:
         calls = record_calls(module, edit)
         share = sum(z.shape[0] for z, _, _ in calls) / (rows * options.batch)
         held.append(report(f"evaluations/{name}", max(share, 1 / share), 1.0, calls=len(calls)))
-        timing = interleaved(edit, bare_unet(backbone, calls), options.rounds, options.device)
+        timing = interleaved(edit, bare_unet(backbone, calls), options.rounds, options.device, options.clock)
         held.append(report(f"overhead/{name}", limit=1.08, batch=options.batch, concepts=count, **timing))
     return finish(held)
 

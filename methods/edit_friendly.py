@@ -54,8 +54,10 @@ class NoiseMapInversion(Inversion):
         checks.between("skip", self.skip, 0, float("inf"))
         for value in [self.eta] if isinstance(self.eta, (int, float)) else self.eta:
             fits = checks.between("eta", value, 0, 1, "paper default 1")
-            if fits and isinstance(self.eta, (int, float)):
-                checks.require(value > 0, "eta=0 leaves no noise maps; give eta in (0, 1], or use DDIM inversion.")
+            if fits:
+                checks.require(
+                    value > 0, f"eta={self.eta} leaves no noise map where it is 0; give (0, 1], or use DDIM inversion."
+                )
         checks.one_of("eta_rule", self.eta_rule, ("official", "ddim"))
         checks.done()
 

@@ -81,6 +81,19 @@ def test_direct_inversion_holds_the_source_of_every_editor(make: Make, editor: s
     assert not torch.equal(result.latents[Stream.TARGET], result.record.z0)
 
 
+def test_a_record_with_its_offsets_is_edited_again(make: Make, tmp_path: Path) -> None:  # noqa: F811
+    module = make(DirectDDIM, recorded=True)
+    straight = module.edit(batch_of([0]))
+    straight.record.image(0).save(tmp_path / "inversion")
+
+    again = module.edit(batch_of([0]), record=Record.load(tmp_path / "inversion"))
+
+    assert again.inversion_evaluations.samples == 0
+    assert torch.equal(again.latents[Stream.TARGET], straight.latents[Stream.TARGET])
+    with pytest.raises(SettingsError, match="looks for 3"):
+        make(DirectDDIM, recorded=True, steps=3).edit(batch_of([0]), record=straight.record)
+
+
 def test_a_trajectory_off_the_schedule_is_refused_however_deep_it_lies(make: Make) -> None:  # noqa: F811
     nested = DirectInversion(NegativePromptInversion(DDIMInversion("input_level")))
 
@@ -195,10 +208,11 @@ def test_checkpointing_under_a_gradient_through_controls_is_refused() -> None:
     row = Row(Stream.SOURCE, COND)
     conditions = {row: Condition(backbone.encode_prompt(["a cat"]).text)}
     z = torch.zeros(1, 4, 8, 8, dtype=torch.float64, requires_grad=True)
-    with backbone.controlled([Everywhere()], [None]) as handle:
-        bound = Network(backbone, module.edit_schedule).at(0, conditions, handle)
-        with pytest.raises(SettingsError, match="gradient_checkpointing"):
-            bound(Latents(source=z), [row])
+    with (
+        pytest.raises(SettingsError, match="gradient_checkpointing"),
+        backbone.controlled([Everywhere()], [None]) as handle,
+    ):
+        Network(backbone, module.edit_schedule).at(0, conditions, handle)(Latents(source=z), [row])
 
 
 # Processes
@@ -224,9 +238,9 @@ def test_gradients_with_frozen_weights_are_the_same_in_one_process_and_in_two(tm
     experiment.write_text(yaml.safe_dump(values))
 
     one = Run(experiment, tmp_path / "one")
-    assert one.wait() == 0, one.said()
+    assert one.wait(600) == 0, one.said()
     two = run_ranks(experiment, tmp_path / "two", 2)
-    assert [run.wait() for run in two] == [0, 0], [run.said() for run in two]
+    assert [run.wait(600) for run in two] == [0, 0], [run.said() for run in two]
 
     alone, shared = (
         {k: v for k, v in tree(tmp_path / n).items() if "samples" in Path(k).parts} for n in ("one", "two")

@@ -17,7 +17,7 @@ from framework.guidance import ClassifierFree
 from framework.module import EditModule
 from framework.schedule import Level, Schedule
 from framework.step import Stream
-from methods.concepts import Concept, ConceptTable, quantile
+from methods.concepts import Concept, ConceptTable, quantile, threshold_at
 from methods.implicit_masks import ImplicitMaskGuidance, MaskedConcept, attention_mask, noise_mask, smooth
 from methods.ledits import LEDITS, StyleConcept
 from methods.ledits_pp import LEDITSPP, ledits_pp_schedule, sde_step
@@ -289,6 +289,26 @@ def test_a_user_mask_confines_the_edit() -> None:
     for found in watching.found:
         assert found["masks"].shape == (2, 1, 8, 8)
         assert not found["semantic_guidance"][..., 4:].any()
+
+
+def test_a_user_mask_that_covers_nothing_is_warned_of_and_nothing_is_edited() -> None:
+    masks = torch.ones(2, 1, 8, 8)
+    masks[1] = 0
+    guidance = ImplicitMaskGuidance([MaskedConcept("night", threshold=0.5)], user_mask=True)
+
+    with pytest.warns(UserWarning, match="1 of 2 images covers nothing"):
+        result = LEDITSPP(network(), steps=15, guidance=guidance).edit(batch(masks=masks))
+
+    edit, z0 = result.latents[Stream.TARGET], result.record.z0
+    torch.testing.assert_close(edit[1], z0[1], rtol=0, atol=1e-9)
+    assert float((edit[0] - z0[0]).abs().mean()) > 0.01
+
+
+def test_a_threshold_decides_in_float32() -> None:
+    above = torch.tensor([1.0, 1.0 + 1e-12, 2.0], dtype=torch.float64)
+
+    assert float(threshold_at(above, torch.tensor(0.5))) == 1.0
+    assert float(quantile(above, torch.tensor(0.5))) == 1.0 + 1e-12
 
 
 @pytest.mark.parametrize(
