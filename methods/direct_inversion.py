@@ -13,6 +13,7 @@ so that the offsets can be found as the edit goes, and a whole offset is the sam
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Literal, Unpack
 
 import torch
@@ -26,7 +27,7 @@ from framework.inversion import Inversion, InversionAround, Predict, RecordPredi
 from framework.module import CommonSettings, EditModule
 from framework.record import Record
 from framework.reference import Reference
-from framework.schedule import Level, ScheduleOptions
+from framework.schedule import Level, Schedule, ScheduleOptions
 from framework.step import Conditions, Latents, Need, Stream
 from methods.ddim import Convention, DDIMInversion
 
@@ -47,7 +48,8 @@ class DirectInversion(InversionAround):
         target: Offset that is added to the target row as well (the paper's ablations): "none"; "source", the source's;
             "own", that which would keep a row under the target prompt on the trajectory.
         recorded: Find the offsets in a pass of their own while inverting, as the authors do, without controls; costs
-            the rows of one more edit. The pass is made in any case for the target's own offsets.
+            the rows of one more edit. The pass is made in any case for the target's own offsets. The record then keeps
+            the source's offsets as residuals, in the units of predictions.
     """
 
     base: Inversion = _DDIM
@@ -104,7 +106,8 @@ class DirectInversion(InversionAround):
         for stream in (Stream.SOURCE, Stream.TARGET):
             own[f"direct_inversion.{stream.value}"] = self._offsets(record, stream, predict, ctx)
         settings = {**record.settings, "scale": self.scale, "every": self.every}
-        return replace(record, kind=self.kind, own=own, settings=settings)
+        residuals = _as_predictions(own["direct_inversion.source"], ctx.schedule)
+        return replace(record, kind=self.kind, own=own, residuals=residuals, settings=settings)
 
     def _offsets(self, record: Record, stream: Stream, predict: RecordPredict, ctx: Context) -> Tensor:
         """Walk one stream from the start and return what is added after each step, [T, B, ...]; zero where skipped."""
@@ -137,6 +140,19 @@ class DirectInversion(InversionAround):
             added = offset if self.target == "source" else record.own["direct_inversion.target"][i]
             corrected = corrected.with_stream(Stream.TARGET, z_next.target + added)
         return corrected, state
+
+
+def _as_predictions(offsets: Tensor, schedule: Schedule) -> Tensor:
+    """Say offsets of latents [T, B, ...] as the errors of noise or velocity that a deterministic step makes them of."""
+    errors = torch.zeros_like(offsets)
+    for i, (level, level_next) in enumerate(pairwise(schedule.levels)):
+        if schedule.form == "velocity":
+            slope = level_next.sigma - level.sigma
+        else:
+            slope = level_next.sigma - level_next.alpha * level.sigma / level.alpha
+        if slope:
+            errors[i] = offsets[i] / slope
+    return errors
 
 
 @dataclass(frozen=True)

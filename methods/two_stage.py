@@ -118,6 +118,7 @@ class TwoStage(EditModule):
         average: Average = "all",
         skip: int = 0,
         compensate: Compensate = "source",
+        recorded: bool = False,
         adaln_steps: float | Sequence[float] = 1.0,
         value_steps: float = 0.15,
         guidance: Guidance | None = None,
@@ -132,6 +133,8 @@ class TwoStage(EditModule):
             steps: T.
             iterations, average, skip: Of stage I; see `FixedPointInversion`.
             compensate: Rows of stage II: the source's (authors' code), both, or none.
+            recorded: Find the residuals of stage II while inverting, without controls, and keep them in the record as
+                errors of velocity; costs the rows of one more edit.
             adaln_steps: Share of the steps with AdaLN invariance, or [from, to]; 0 for none.
             value_steps: Share of the steps with value injection; 0 for none (the authors use 0 for edits of written
                 text and 0.1 for poses).
@@ -142,7 +145,7 @@ class TwoStage(EditModule):
         """
         if inversion is None:
             inversion = FixedPointInversion(skip=skip, iterations=iterations, average=average)
-            inversion = compensated(inversion, compensate)
+            inversion = compensated(inversion, compensate, recorded)
         if "controls" not in common:
             window = (0.0, adaln_steps) if isinstance(adaln_steps, (int, float)) else adaln_steps
             common["controls"] = [
@@ -153,11 +156,15 @@ class TwoStage(EditModule):
         super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)
 
 
-def compensated(inversion: FlowInversion, compensate: Compensate) -> Inversion:
+def compensated(inversion: FlowInversion, compensate: Compensate, recorded: bool = False) -> Inversion:
     """Add stage II to an inversion; refuse other words."""
     checks = Checks("TwoStage")
     checks.one_of("compensate", compensate, get_args(Compensate))
+    checks.require(
+        not (recorded and compensate == "none"),
+        "recorded=True asks for the residuals of a compensation that is left out; give compensate source or both.",
+    )
     checks.done()
     if compensate == "none":
         return inversion
-    return DirectInversion(inversion, target="source" if compensate == "both" else "none")
+    return DirectInversion(inversion, target="source" if compensate == "both" else "none", recorded=recorded)

@@ -92,11 +92,14 @@ class SweepCurves(EditCallback):
 
     def _draw(self, curves: Mapping[str, Mapping[str, Sequence[tuple[float, MethodRows]]]]) -> Figure:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
 
         filled = [row for row, here in curves.items() if here]
-        size = (5.2 * len(self.figures), 4.0 * len(filled) + 0.6)
+        # A single figure has its rows side by side.
+        shape = (len(filled), len(self.figures)) if len(self.figures) > 1 else (1, len(filled))
+        size = (4.6 * shape[1], 4.0 * shape[0] + 0.6)
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
-        panels = figure.subplots(len(filled), len(self.figures), squeeze=False)
+        panels = figure.subplots(*shape, squeeze=False).reshape(len(filled), len(self.figures))
         names = sorted({curve for row in filled for curve in curves[row]})
         colours = dict(zip(names, COLOURS * (1 + len(names) // len(COLOURS)), strict=False))
         handles: dict[str, Any] = {}
@@ -114,7 +117,7 @@ class SweepCurves(EditCallback):
                     axes.set_yscale("log")
                 ticks = sorted({x for points in curves[row].values() for x, _ in points})
                 axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-                axes.minorticks_off()
+                axes.xaxis.set_minor_locator(NullLocator())
         shown = [name for name in names if name]
         if shown:
             order = [handles[name] for name in shown]
