@@ -62,7 +62,8 @@ def choose(controls: Sequence[Control], sites: Sequence[Site], layers: Sequence[
 
 def asks_for_places(control: Control) -> bool:
     """Whether a control acts inside the network, not on latents alone."""
-    return any(getattr(type(control), hook) is not getattr(Control, hook) for hook in ("sites", "layers"))
+    inside = ("sites", "layers", "attention", "qkv", "probabilities", "output")
+    return any(getattr(type(control), hook) is not getattr(Control, hook) for hook in inside)
 
 
 def _offer(sites: Sequence[Site], layers: Sequence[str]) -> str:

@@ -104,7 +104,8 @@ def test_a_need_that_nobody_meets_is_named_with_both_sides() -> None:
 
 
 class _SomeControl(Control):
-    pass
+    def qkv(self, site: Any, rows: Any, q: Tensor, k: Tensor, v: Tensor, i: int, state: Any) -> Any:
+        return q, k, v
 
 
 def test_a_control_on_a_network_without_attention_is_refused() -> None:
