@@ -31,7 +31,7 @@ def write_scatter(table: Table, path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise SettingsError([f"--figure {path} is not a .png file; give FILE.png."])
     horizontal, vertical = table.figures[:2]
-    figure = Figure(figsize=(9.5, 5.2), layout="constrained")
+    figure = Figure(figsize=(9.5, max(5.2, 0.18 * len(table.methods) + 0.4)), layout="constrained")
     axes = figure.add_subplot()
     for number, method in enumerate(table.methods):
         about = table.summaries[ALL][method.name]

@@ -224,8 +224,10 @@ def title(table: Table, key: Key, *, qualified: bool = False) -> str:
 
 
 def _summary(table: Table, key: Key, summary: Summary | None) -> str:
-    if summary is None or not summary.n:
-        return "" if summary is None else f"(n {summary.n})"
+    if summary is None:
+        return ""
+    if not summary.n:
+        return f"infinite (all {summary.infinite})" if summary.infinite else "(n 0)"
     scale, digits = _scale(table, key), _digits(table, key)
     mean, deviation, low, high = (x * scale for x in (summary.mean, summary.deviation, summary.low, summary.high))
     apart = summary.missing + summary.nan + summary.infinite

@@ -221,3 +221,9 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert "there is no such method" in capsys.readouterr().err
     assert main(["table", str(tmp_path / "nothing")]) == 2
     assert main(["table", str(tmp_path), "--resamples", "0"]) == 2
+
+
+def test_a_figure_that_is_infinite_for_all_images_says_so():
+    laid = sheets(make_table(collection(method("pinned", [math.inf, math.inf]), method("none", [None, None]))))
+
+    assert [list(row) for row in laid[0].rows] == [["pinned", "infinite (all 2)"], ["none", "(n 0)"]]
