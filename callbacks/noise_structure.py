@@ -88,7 +88,9 @@ class NoiseStructure(NoiseObserver):
             return [Measurement(values={"of": why}) for _ in range(images)]
         settings = StructureSettings(self.max_lag, self.patch)
         clean = CleanLatents.of(z0)
-        states = [(at, measure_structure(values, clean, settings)) for at, (_, values) in maps]
+        # What is left out is not measured; one map says the shapes where nothing else is left.
+        counted = [(at, values) for at, (_, values) in maps if at not in excluded] or [(maps[0][0], maps[0][1][1])]
+        states = [(at, measure_structure(values, clean, settings)) for at, values in counted]
         found = {}
         for name, like in states[0][1].items():
             fill = torch.nan if name == "regularisers" else 0.0

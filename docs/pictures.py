@@ -113,7 +113,7 @@ def _statistics(run: Path) -> tuple[np.ndarray, np.ndarray]:
     return variance, column("NoiseCorrelation", "pairs", "correlation_mean_over_images")
 
 
-def drawn(root: Path, width: int = 1100) -> list[tuple[str, Image.Image]]:
+def drawn(root: Path, width: int = 900) -> list[tuple[str, Image.Image]]:
     """Find the figures that experiments draw beside their runs, reduced to a width in pixels."""
     found = []
     for path in sorted(root.glob("*.png")):
@@ -167,12 +167,12 @@ document.querySelectorAll("#samples .split").forEach((slider, place) => {
 
 
 def save(picture: Image.Image | plt.Figure, name: str) -> None:
-    """Write a picture with a palette of 128 colours, which keeps it small."""
+    """Write a picture with a palette of 256 colours, which keeps it small."""
     if not isinstance(picture, Image.Image):
         buffer = BytesIO()
         picture.savefig(buffer, dpi=110)
         picture = Image.open(buffer)
-    small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     small.save(PICTURES / name, optimize=True)
 
 

@@ -90,7 +90,7 @@ class GeneratedFigure(EditCallback):
 
     def on_run_end(self, run: FinishedRun) -> None:
         root = run.directory.parent
-        runs = {(space, change): root / f"{space}-{change}" for space in SPACES for change in CHANGES}
+        runs = {(space, change): root / f"{space}-{change}" for change in CHANGES for space in SPACES}
         if run.directory not in runs.values() or not all(map(_pictures, runs.values())):
             return
         found = {key: _pictures(folder) for key, folder in runs.items()}
@@ -122,7 +122,7 @@ class GeneratedFigure(EditCallback):
         columns = 1 + len(found)
         figure = Figure(figsize=(1.55 * columns, 1.6 * len(names) + 0.7), layout="constrained", facecolor="white")
         grid = figure.subplots(len(names), columns, squeeze=False)
-        titles = {"native": "native noise", "friendly": "edit-friendly"}
+        titles = {"native": "native", "friendly": "edit-friendly"}
         for row, name in enumerate(names):
             pictures = [next(iter(found.values()))[name][0], *(group[name][1] for group in found.values())]
             for axes, picture in zip(grid[row], pictures, strict=True):
@@ -131,7 +131,7 @@ class GeneratedFigure(EditCallback):
                 axes.set_yticks([])
         grid[0][0].set_title("generated", fontsize=10)
         for axes, (space, change) in zip(grid[0][1:], found, strict=True):
-            axes.set_title(f"{titles[space]}\n{change}, {values[f'{space}-{change}']:.1f} dB", fontsize=9)
+            axes.set_title(f"{change}, {titles[space]}\n{values[f'{space}-{change}']:.1f} dB", fontsize=9)
         return figure
 
 
