@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -157,22 +158,20 @@ def measuring(pairs: Pairs, metrics: Sequence[Metric]) -> Evaluation:
 
 
 def resident_while_measuring(root: str, count: int) -> dict[str, Any]:
-    """Measure `count` images with tiny networks; returns resident MiB after `FEW` of them and at the end."""
+    """Measure `count` images with tiny networks; returns the peak of resident MiB after `FEW` of them and at the end."""
     torch.set_num_threads(1)
     pairs = make_pictures(Path(root) / "pictures", count, 20)
     metrics = [PixelMetrics(), *make_networks(Path(root) / "networks", tiny=True)]
-    seen: dict[str, float] = {}
-    measured = 0
-    for number, row in enumerate(measuring(pairs, metrics).rows()):
+    few, measured = 0.0, 0
+    for row in measuring(pairs, metrics).rows():
+        if measured < FEW <= int(row["id"]) + 1:
+            few = _peak_mib()
         measured = max(measured, int(row["id"]) + 1)
-        if number % 50 == 0:
-            seen["few" if measured <= FEW else "many"] = _resident_mib()
-    return {**seen, "measured": measured}
+    return {"few": few, "many": _peak_mib(), "measured": measured}
 
 
-def _resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> int:
