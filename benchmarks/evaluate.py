@@ -158,7 +158,7 @@ def measuring(pairs: Pairs, metrics: Sequence[Metric]) -> Evaluation:
 
 
 def resident_while_measuring(root: str, count: int) -> dict[str, Any]:
-    """Measure `count` images with tiny networks; returns the peak of resident MiB after `FEW` of them and at the end."""
+    """Measure `count` images with tiny networks; returns the peak resident MiB after `FEW` of them and at the end."""
     torch.set_num_threads(1)
     pairs = make_pictures(Path(root) / "pictures", count, 20)
     metrics = [PixelMetrics(), *make_networks(Path(root) / "networks", tiny=True)]
