@@ -136,7 +136,7 @@ def test_a_run_ends_with_pictures_and_the_median_of_the_edited_word(network, tmp
         {
             "words": 1,
             "median": measured["inside_over_outside"]["source"]["cat"],
-            "above_1": measured["inside_over_outside"]["source"]["cat"] > 1,
+            "above_1": int(measured["inside_over_outside"]["source"]["cat"] > 1),
         }
     )
     assert "4_edits/attention/image-0" in events.tags("add_image")
