@@ -12,20 +12,20 @@ from framework.run.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = sorted((ROOT / "experiments" / "pie_bench").glob("*.yaml"))
-INSTEAD = [
-    f"backbone.model={ROOT / 'tests' / 'parity_data' / 'models' / 'tiny-sd'}",
-    "data.root=package:experiments/shapes/scenes",
-    "data.border=false",
-]
+MODELS = ROOT / "tests" / "parity_data" / "models"
+SMALL = {"StableDiffusion": "tiny-sd", "SD3": "tiny-sd3", "Flux": "tiny-flux"}
+INSTEAD = ["data.root=package:experiments/shapes/scenes", "data.border=false"]
 SHARED = Shared()
 
 
-def _on_stable_diffusion(path: Path) -> bool:
-    return str(yaml.safe_load(path.read_text()).get("backbone", {}).get("_target_", "")).endswith(".StableDiffusion")
+def _backbone(path: Path) -> str:
+    return str(yaml.safe_load(path.read_text()).get("backbone", {}).get("_target_", "")).rpartition(".")[2]
 
 
-@pytest.mark.parametrize("path", [path for path in ROWS if _on_stable_diffusion(path)], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in ROWS if _backbone(path) in SMALL], ids=lambda path: path.stem)
 def test_a_published_row_builds(path: Path) -> None:
-    experiment = build(load_config(str(path), INSTEAD), SHARED)
+    model = f"backbone.model={MODELS / SMALL[_backbone(path)]}"
+
+    experiment = build(load_config(str(path), [model, *INSTEAD]), SHARED)
 
     assert len(experiment.source.samples()) == 8
