@@ -114,8 +114,13 @@ class SemanticGuidance(Guidance):
         checks.done()
 
     def check(self, executed: int) -> list[str]:
-        """Refuse concepts that would never become warm."""
-        return warmup_problems(self.concepts, executed)
+        """Refuse concepts that would never become warm, and a recording that ends before the edit."""
+        problems = warmup_problems(self.concepts, executed)
+        if self.recorded is not None and len(self.recorded) < executed:
+            problems.append(
+                f"recorded holds {len(self.recorded)} steps for {executed} executed ones; give a recording of as many."
+            )
+        return problems
 
     def prompts(self, samples: Sequence[EditSample]) -> Mapping[Row, Sequence[str]]:
         """Return one block of prompts per concept; images with fewer concepts have the empty prompt there."""

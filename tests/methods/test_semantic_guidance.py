@@ -174,6 +174,8 @@ def test_recorded_guidance_repeats_a_run_without_its_concepts() -> None:
     again = target_of(sega(recorded=recorded))
 
     torch.testing.assert_close(again, first, rtol=0, atol=1e-10)
+    with pytest.raises(SettingsError, match="recorded holds 4 steps for 6"):
+        sega(recorded=recorded[:4])
 
 
 def test_where_the_target_repeats_the_caption_concepts_alone_edit() -> None:
