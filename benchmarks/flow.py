@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from framework.guidance import ClassifierFree
 from methods import EulerFlow, FireFlow, FlowEdit, RFSolver, TwoStage
 
 STEPS = 10
+POSITIONS = 32
+"""Text positions of T5: few, so that a call is quick and whatever stands round it shows."""
 USUAL = ClassifierFree(target=5.0, source=1.0, inversion=1.0)
 
 
@@ -26,7 +29,7 @@ def main() -> int:
     parser = arguments(__doc__ or "")
     parser.set_defaults(model="shapes-flow")
     options = parser.parse_args()
-    backbone = load(options, SD3)
+    backbone = load(options, partial(SD3, max_sequence_length=POSITIONS))
     batch = batch_of(backbone, options.batch)
     plain: Any = {"compensate": "none", "adaln_steps": 0, "value_steps": 0}
     per_image = {  # network evaluations of one image: inversion + edit, the source with one row and the target with two
