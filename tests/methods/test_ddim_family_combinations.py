@@ -231,7 +231,7 @@ def test_gradients_with_frozen_weights_are_the_same_in_one_process_and_in_two(tm
     experiment = tmp_path / "gradients.yaml"
     values = {
         "backbone": {"_target_": "framework.backbones.StableDiffusion", "model": str(MODELS / "tiny-sd")},
-        "data": {"_target_": "framework.data.Folder", "root": str(pictures), "batch_size": 2},
+        "data": {"_target_": "framework.data.Folder", "root": str(pictures), "batch_size": 2, "size": 64},
         "trainer": {"accelerator": "cpu", "devices": 1},
         "sweep": {"method": methods},
     }
