@@ -34,6 +34,7 @@ from methods.concepts import (
     concept_prompts,
     concepts_of,
     per_image,
+    quantile,
     table_of,
     threshold_at,
     warmup_problems,
@@ -295,7 +296,8 @@ def noise_mask(d: Tensor, threshold: Tensor) -> Tensor:
     Returns:
         [K, B, h, w], True at and above the quantile over the pixels.
     """
-    return _top(d.abs().sum(2), threshold)
+    size = d.abs().sum(2)
+    return size >= threshold_at(size.flatten(2), threshold)[..., None, None]
 
 
 def attention_mask(maps: Tensor, tokens: Tensor, threshold: Tensor, size: Sequence[int]) -> Tensor:
@@ -313,7 +315,9 @@ def attention_mask(maps: Tensor, tokens: Tensor, threshold: Tensor, size: Sequen
     position = torch.arange(maps.shape[-1], device=maps.device)
     words = (position >= 1) & (position <= tokens[..., None])
     heat = smooth((maps * words[:, :, None, None]).sum(-1))
-    return F.interpolate(_top(heat, threshold).to(maps.dtype), size=tuple(size), mode="nearest") > 0
+    # The authors take float32 for quantiles of directions only; a map's neighbours are often closer than float32 tells.
+    mask = heat >= quantile(heat.flatten(2), threshold)[..., None, None]
+    return F.interpolate(mask.to(maps.dtype), size=tuple(size), mode="nearest") > 0
 
 
 def smooth(x: Tensor) -> Tensor:
@@ -325,7 +329,3 @@ def smooth(x: Tensor) -> Tensor:
     weights = x.new_tensor([side, 1.0, side]) / (1 + 2 * side)
     padded = F.pad(x.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="reflect")
     return F.conv2d(padded, (weights[:, None] * weights)[None, None]).view(x.shape)
-
-
-def _top(x: Tensor, threshold: Tensor) -> Tensor:
-    return x >= threshold_at(x.flatten(2), threshold)[..., None, None]
