@@ -37,24 +37,20 @@ HELD_OUT_SEED = 99
 
 
 class Checkpoints(lightning.Callback):
-    """Writes `last.ckpt` every so many samples and at the end; a kill at any moment leaves the older one whole."""
+    """Writes `last.ckpt` every so many samples and after the last; a kill at any moment leaves the older one whole.
+
+    The last one, too, is written within the endless epoch, so that a run that has ended can go on with more samples.
+    """
 
     def __init__(self, folder: Path, samples: int) -> None:
         self.folder, self.samples = folder, samples
 
     def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-        """Write after every `samples` samples."""
+        """Write after every `samples` samples and after the last step."""
         del rest
         every = max(1, self.samples // module.step_samples)
-        if trainer.global_step % every == 0:
-            self._write(trainer)
-
-    def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Write the final state."""
-        del module
-        self._write(trainer)
-
-    def _write(self, trainer: Any) -> None:
+        if trainer.global_step % every and trainer.global_step < trainer.fit_loop.max_steps:
+            return
         partial = self.folder / ".last.ckpt.partial"
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:

@@ -89,6 +89,11 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path, capsys):
     assert "is not a folder" in capsys.readouterr().err
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell does to jobs in the background, and to all that they start: ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_dashboard_takes_the_next_port_answers_and_ends_cleanly(tmp_path):
     sweep(tmp_path / "runs", ("x",), 1)
     with socket.socket() as other:
@@ -96,7 +101,14 @@ def test_the_dashboard_takes_the_next_port_answers_and_ends_cleanly(tmp_path):
         other.listen()
         taken = other.getsockname()[1]
         command = [sys.executable, "-m", "framework.cli", "dashboard", str(tmp_path / "runs"), "--port", str(taken)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ,
+            preexec_fn=_heed_interrupts,
+        )
         try:
             said = process.stdout.readline()
             assert said.startswith("dashboard  http://127.0.0.1:"), said + process.stderr.read()
