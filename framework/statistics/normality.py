@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,10 @@ def ks_distances(values: Tensor) -> Tensor:
 def _sorted(values: Tensor) -> Tensor:
     """Sort each group, [groups, n] float64; single precision sorts in half the time and in the same order."""
     flat = values.detach().flatten(1)
-    return to_float64((flat if flat.dtype == torch.float32 else to_float64(flat)).sort(1).values)
+    flat = flat if flat.dtype == torch.float32 else to_float64(flat)
+    if flat.device.type == "cpu":  # NumPy's vectorised sort takes a tenth of the time; NaN comes last in both.
+        return to_float64(torch.from_numpy(np.sort(flat.numpy(), axis=1)))
+    return to_float64(flat.sort(1).values)
 
 
 def _distance(x: Tensor) -> Tensor:
