@@ -44,6 +44,9 @@ def write_tokenizer(folder: Path) -> None:
         end_of_word_suffix="</w>",
         show_progress=False,
         initial_alphabet=list(_ALPHABET),
+        # Equally frequent pairs are merged by their pieces' numbers, and final letters would be numbered in the order
+        # in which a hash table happens to hold the words.
+        special_tokens=[letter + "</w>" for letter in _ALPHABET],
     )
     tokenizer.train_from_iterator([" ".join(caption_words())], trainer)
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
@@ -66,14 +69,6 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     special = {name: settings[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
-
-
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write the tokenizer's files into a folder and load them."""
-    from transformers import CLIPTokenizer
-
-    write_tokenizer(folder)
-    return CLIPTokenizer.from_pretrained(str(folder))
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2, heads: int = 4) -> CLIPTextModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from experiments.shapes.latents import Projection, build_vae, fit_projection
 from experiments.shapes.pipeline import SHIPPED, SHIPPED_FLOW, Parts, export_pipeline
 from experiments.shapes.sample import sample_scene
 from experiments.shapes.settings import Settings
-from experiments.shapes.text import build_projected_encoder, build_text_encoder, build_tokenizer
+from experiments.shapes.text import build_projected_encoder, build_text_encoder, write_tokenizer
 from experiments.shapes.text_training import pretrain_text
 from experiments.shapes.vae_training import psnr, round_trip, train_decoder
 
@@ -135,16 +136,17 @@ def prepare(settings: Settings) -> Parts:
         FileNotFoundError: `training.start_from` names a folder without a pipeline.
     """
     home = Path(settings.output.dir) / "parts"
-    tokenizer, flow = build_tokenizer(home / "tokenizer"), settings.model.kind == "flow"
-    start = settings.training.start_from
+    flow, start = settings.model.kind == "flow", settings.training.start_from
     if start != "scratch":
         from experiments.shapes.pipeline import load_pipeline
 
-        given: Any = load_pipeline((SHIPPED_FLOW if flow else SHIPPED) if start == "shipped" else start)
-        tokenizer.model_max_length = int(given.text_encoder.config.max_position_embeddings)
+        origin = (SHIPPED_FLOW if flow else SHIPPED) if start == "shipped" else Path(start)
+        given: Any = load_pipeline(origin)
+        tokenizer = _tokenizer(home / "tokenizer", origin)
         if flow:
             return Parts(tokenizer, [given.text_encoder, given.text_encoder_2], given.vae, given.transformer)
         return Parts(tokenizer, [given.text_encoder], given.vae, given.unet)
+    tokenizer = _tokenizer(home / "tokenizer", SHIPPED if settings.training.parts_from == "shipped" else None)
     folders = [home / "text_encoder", home / "text_encoder_2"][: 1 + flow]
     for number, folder in enumerate(folders):
         if not folder.exists():
@@ -156,6 +158,20 @@ def prepare(settings: Settings) -> Parts:
     build = build_transformer if flow else build_unet
     encoders = [kind.from_pretrained(str(folder)) for folder in folders]
     return Parts(tokenizer, encoders, load_vae(home / "vae"), build(settings.model))
+
+
+def _tokenizer(folder: Path, origin: Path | None) -> CLIPTokenizer:
+    """The tokenizer of the pipeline whose text encoder is trained on, or a new one; once written, it stays."""
+    from transformers import CLIPTokenizer
+
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}-{os.getpid()}")
+        if origin is None:
+            write_tokenizer(partial)
+        else:
+            shutil.copytree(origin / "tokenizer", partial)
+        _settle(partial, folder)
+    return CLIPTokenizer.from_pretrained(str(folder))
 
 
 def _text_encoder(settings: Settings, tokenizer: CLIPTokenizer, number: int) -> Any:
@@ -198,8 +214,15 @@ def load_vae(folder: Path) -> AutoencoderKL:
 def _save(network: Any, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}-{os.getpid()}")
     network.save_pretrained(partial)
-    if not folder.exists():
+    _settle(partial, folder)
+
+
+def _settle(partial: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another process was first: what it wrote is the same."""
+    try:
         partial.rename(folder)
+    except OSError:
+        shutil.rmtree(partial)
 
 
 def _caption_codes(count: int) -> Any:

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from experiments.shapes.data import Captioner, encode_reading, pixels
 from experiments.shapes.latents import CHANNELS, Projection, build_vae, fit_projection, patches
 from experiments.shapes.optimiser import MixedOptimiser, orthogonalise
 from experiments.shapes.sample import sample_scene
 from experiments.shapes.scene import caption, reading
-from experiments.shapes.text import LENGTH, build_tokenizer, caption_words
+from experiments.shapes.text import LENGTH, caption_words, write_tokenizer
 from experiments.shapes.training import projection_of
 
 
@@ -80,8 +81,22 @@ def test_patches_are_flattened_colour_first_then_rows() -> None:
     assert patches(image)[0, :, 1, 0].tolist() == image[0, :, 4:8, 0:4].flatten().tolist()
 
 
+def written(folder: Path) -> CLIPTokenizer:
+    write_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(str(folder))
+
+
+def test_a_tokenizer_is_the_same_every_time_it_is_made(tmp_path: Path) -> None:
+    files = set()
+    for number in range(12):
+        write_tokenizer(tmp_path / f"{number}")
+        files.add(tuple((tmp_path / f"{number}" / name).read_text() for name in ("vocab.json", "merges.txt")))
+
+    assert len(files) == 1
+
+
 def test_every_caption_word_is_one_token_and_other_words_are_several(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(tmp_path)
+    tokenizer = written(tmp_path)
 
     assert all(len(tokenizer(word).input_ids) == 3 for word in caption_words())
     assert all(len(tokenizer(word).input_ids) > 4 for word in ("bench", "cat", "golden"))
@@ -90,7 +105,7 @@ def test_every_caption_word_is_one_token_and_other_words_are_several(tmp_path: P
 
 
 def test_captions_written_as_tokens_are_those_of_the_tokenizer(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(tmp_path)
+    tokenizer = written(tmp_path)
     captioner = Captioner(tokenizer)
 
     for index in range(30):

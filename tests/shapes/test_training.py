@@ -39,15 +39,9 @@ def averages(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Last bits of a kernel may depend on where its memory lies, and the momentum amplifies them, so that two equal
-    # runs can part. A run that is resumed wrongly is never equal; a right one is within a few tries.
-    assert any(_killed_and_whole_agree(folder, f"{k}", monkeypatch) for k in range(6))
-
-
-def _killed_and_whole_agree(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> bool:
-    one, other = f"whole-{name}", f"killed-{name}"
-    train(tiny(folder, one, 12))
-    shutil.copytree(folder / one / "parts", folder / other / "parts")
+    train(tiny(folder, "whole", 12))
+    # What is trained once, before the denoiser, is shared: its last bits depend on the number of threads.
+    shutil.copytree(folder / "whole" / "parts", folder / "killed" / "parts")
     steps = Denoising.training_step
 
     def dies(self: Denoising, batch: object, index: int) -> torch.Tensor:
@@ -55,16 +49,16 @@ def _killed_and_whole_agree(folder: Path, name: str, monkeypatch: pytest.MonkeyP
             raise StoppedError
         return steps(self, batch, index)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Denoising, "training_step", dies)
-        with pytest.raises(StoppedError):
-            train(tiny(folder, other, 12, "training.checkpoint_samples=6"))
-    assert torch.load(folder / other / "last.ckpt", weights_only=True)["samples"] == 6
-    train(tiny(folder, other, 12))
+    monkeypatch.setattr(Denoising, "training_step", dies)
+    with pytest.raises(StoppedError):
+        train(tiny(folder, "killed", 12, "training.checkpoint_samples=6"))
+    assert torch.load(folder / "killed" / "last.ckpt", weights_only=True)["samples"] == 6
+    monkeypatch.undo()
+    train(tiny(folder, "killed", 12))
 
-    whole, resumed = averages(folder, one), averages(folder, other)
+    whole, resumed = averages(folder, "whole"), averages(folder, "killed")
     assert whole.keys() == resumed.keys()
-    return all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert [name for name, value in whole.items() if not torch.equal(value, resumed[name])] == []
 
 
 def test_training_starts_again_from_an_exported_pipeline_with_a_fresh_optimiser(folder: Path) -> None:
