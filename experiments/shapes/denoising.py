@@ -116,13 +116,12 @@ class Batches(IterableDataset[Batch]):
         spread = rng.random(size)
         anywhere = (rng.random(size) < recipe.noise.uniform) | (level < 0) | (level >= 1)
         latents = np.asarray(self.cache.latents[rows], dtype=np.float32)
-        # Copies: NumPy aligns memory as it happens to, last bits may depend on that, and the momentum amplifies them.
         return Batch(
-            torch.tensor(latents),
-            torch.tensor(rng.standard_normal(latents.shape, dtype=np.float32)),
-            torch.tensor(np.asarray(self.cache.regions[rows], dtype=np.float32) / 255),
+            torch.from_numpy(latents),
+            torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)),
+            torch.from_numpy(np.asarray(self.cache.regions[rows], dtype=np.float32) / 255),
             tokens,
-            torch.tensor(np.where(anywhere, spread, level).astype(np.float32)),
+            torch.from_numpy(np.where(anywhere, spread, level).astype(np.float32)),
         )
 
     def _row(self, rng: np.random.Generator, progress: float) -> int:

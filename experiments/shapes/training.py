@@ -76,8 +76,6 @@ def train(settings: Settings) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     lightning.seed_everything(settings.seed, verbose=False)
     parts = prepare(settings)
-    for network in (*parts.text_encoders, parts.vae, parts.denoiser):
-        _align(network)
     projection = projection_of(parts.vae)
     folder = Path(settings.data.cache) if settings.data.cache else run / "cache"
     cache = cached(folder, projection, seed=settings.data.seed, count=settings.data.scenes)
@@ -107,16 +105,6 @@ def train(settings: Settings) -> Path:
     if trainer.is_global_zero:
         export_checkpoint(settings, out)
     return out
-
-
-def _align(network: torch.nn.Module) -> None:
-    """Move the weights into memory of PyTorch's own allocator.
-
-    Weights read from a file lie where the reader put them. Last bits of a product depend on that alignment, and the
-    momentum's directions amplify them, so that a resumed run would part from an uninterrupted one.
-    """
-    for parameter in network.parameters():
-        parameter.data = parameter.data.clone()
 
 
 def remaining_steps(settings: Settings, ranks: int, checkpoint: Path) -> int:
