@@ -16,7 +16,7 @@ not carried from the inversion to the sampling.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
@@ -94,18 +94,32 @@ class ReusedMidpointInversion(MidpointInversion):
     reuses: ClassVar[bool] = True
 
 
-class _SolverEdit(EditModule):
-    """What the two editors share: a solver, guidance by the network's kind, and sharing where it is asked for."""
+class RFSolver(EditModule):
+    """RF-Solver-Edit: the midpoint rule both ways, with value sharing on FLUX.
 
-    solver: ClassVar[type[MidpointInversion]]
-    inject: ClassVar[int]
+    15 steps as in the authors' examples of objects (30 in their readme). Evaluations per image: 2 T for the inversion
+    and 2 T for each row of the edit.
+    """
+
+    references = (
+        Reference(
+            "Taming Rectified Flow for Inversion and Editing",
+            "Wang, Pu, Qi, et al.",
+            "ICML 2025",
+            "https://arxiv.org/abs/2411.04746",
+            "https://github.com/wangjiangshan0725/RF-Solver-Edit (3388e29)",
+            "see the repository",
+        ),
+    )
+    solver: ClassVar[type[MidpointInversion]] = MidpointInversion
+    inject: ClassVar[int] = 4
     """Intervals with sharing by default, on networks with single-stream blocks."""
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        steps: int,
+        steps: int = 15,
         skip: int = 0,
         sharing: FeatureSharing | None = None,
         guidance: Guidance | None = None,
@@ -135,52 +149,7 @@ class _SolverEdit(EditModule):
         super().__init__(backbone, steps=steps, inversion=inversion, guidance=guidance, schedule=schedule, **common)
 
 
-class RFSolver(_SolverEdit):
-    """RF-Solver-Edit: the midpoint rule both ways, with value sharing on FLUX.
-
-    15 steps as in the authors' examples of objects (30 in their readme). Evaluations per image: 2 T for the inversion
-    and 2 T for each row of the edit.
-    """
-
-    references = (
-        Reference(
-            "Taming Rectified Flow for Inversion and Editing",
-            "Wang, Pu, Qi, et al.",
-            "ICML 2025",
-            "https://arxiv.org/abs/2411.04746",
-            "https://github.com/wangjiangshan0725/RF-Solver-Edit (3388e29)",
-            "see the repository",
-        ),
-    )
-    solver = MidpointInversion
-    inject = 4
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        steps: int = 15,
-        skip: int = 0,
-        sharing: FeatureSharing | None = None,
-        guidance: Guidance | None = None,
-        inversion: Inversion | None = None,
-        schedule: ScheduleOptions | None = None,
-        **common: Unpack[CommonSettings],
-    ) -> None:
-        """Fill the slots; see `_SolverEdit`."""
-        super().__init__(
-            backbone,
-            steps=steps,
-            skip=skip,
-            sharing=sharing,
-            guidance=guidance,
-            inversion=inversion,
-            schedule=schedule,
-            **common,
-        )
-
-
-class FireFlow(_SolverEdit):
+class FireFlow(RFSolver):
     """FireFlow: the midpoint rule with the last middle velocity reused, and value sharing in the noisiest interval.
 
     8 steps and one interval of sharing over all single-stream blocks, as in the authors' examples. Evaluations per
@@ -200,26 +169,6 @@ class FireFlow(_SolverEdit):
     solver = ReusedMidpointInversion
     inject = 1
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        steps: int = 8,
-        skip: int = 0,
-        sharing: FeatureSharing | None = None,
-        guidance: Guidance | None = None,
-        inversion: Inversion | None = None,
-        schedule: ScheduleOptions | None = None,
-        **common: Unpack[CommonSettings],
-    ) -> None:
-        """Fill the slots; see `_SolverEdit`."""
-        super().__init__(
-            backbone,
-            steps=steps,
-            skip=skip,
-            sharing=sharing,
-            guidance=guidance,
-            inversion=inversion,
-            schedule=schedule,
-            **common,
-        )
+    def __init__(self, backbone: Backbone, *, steps: int = 8, **settings: Any) -> None:
+        """Fill the slots as `RFSolver` does."""
+        super().__init__(backbone, steps=steps, **settings)

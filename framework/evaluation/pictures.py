@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from framework.backbones.files import ModelFiles
 from framework.errors import Checks, SettingsError
 from framework.evaluation.lpips import LpipsNetwork, Net, load_lpips, lpips_parts
 from framework.evaluation.metric import Figure, Metric, MetricInput, Values
+from framework.evaluation.network_metric import NetworkMetric, model_files
 from framework.evaluation.pixels import Border, Part, Rule, part_weight, psnr_of, squared_error, ssim
 
 PARTS: tuple[Part, ...] = ("whole", "unedit", "edit")
@@ -104,7 +104,7 @@ class PixelMetrics(PartMetric):
 
 
 @dataclass(frozen=True)
-class LPIPS(PartMetric):
+class LPIPS(NetworkMetric, PartMetric):
     """LPIPS of the edit against the source; figures name the network.
 
     Attributes:
@@ -135,33 +135,21 @@ class LPIPS(PartMetric):
         """The distance of every part."""
         return tuple(Figure(f"lpips_{self.net}{self.ending(part)}", "lower", scale=1e3) for part in self.parts)
 
-    @property
-    def unavailable(self) -> str | None:
-        """Why the weights cannot be had."""
+    def network(self) -> LpipsNetwork:
+        """The network with its heads."""
         if self.model is None:
-            return (
-                f"it has no weights: give `model`, a folder with model.safetensors of torchvision's {self.net} network."
-            )
-        return why_not_loadable(_load_lpips, self.model, self.download, self.net)
-
-    @property
-    def weights(self) -> str | None:
-        """The hub's commit, or a hash of the file."""
-        return None if self.model is None else weights_hash(self.model, self.download)
-
-    def measure(self, item: MetricInput) -> Values:
-        """Measure one edit."""
-        return self.measure_batch([item])[0]
+            wanted = f"a folder with model.safetensors of torchvision's {self.net} network"
+            raise SettingsError([f"it has no weights: give `model`, {wanted}."])
+        return _load_lpips(self.model, self.download, self.net)
 
     @torch.no_grad()
     def measure_batch(self, items: Sequence[MetricInput]) -> Sequence[Values]:
         """Measure several edits in few calls."""
-        assert self.model is not None
         found: list[dict[str, float | None]] = [{figure.name: None for figure in self.figures} for _ in items]
         for part, figure in zip(self.parts, self.figures, strict=True):
             weights = part_weights(items, part)
             for group in batches(list(weights), lambda k: tuple(items[k].edit.shape)):
-                network = _load_lpips(self.model, self.download, self.net).to(items[group[0]].edit.device)
+                network = self.network().to(items[group[0]].edit.device)
                 edit, source = stacked(items, group)
                 weight = None if part == "whole" else stacked_weights(weights, group)
                 for k, value in zip(
@@ -208,29 +196,6 @@ def batches(indices: Sequence[int], key: Callable[[int], object]) -> Iterator[li
         yield from (group[start : start + BATCH] for start in range(0, len(group), BATCH))
 
 
-def model_files(model: str, download: bool) -> ModelFiles:
-    """Return the files of a folder or hub id, which is fetched only where that was allowed."""
-    return ModelFiles(model, local_files_only=not download)
-
-
 @lru_cache(maxsize=4)
 def _load_lpips(model: str, download: bool, net: Net) -> LpipsNetwork:
     return load_lpips(model_files(model, download), net)
-
-
-@lru_cache(maxsize=16)
-def why_not_loadable(load: Callable[..., nn.Module], *settings: object) -> str | None:
-    """Why a network cannot be loaded, or None; it is loaded on the way, once."""
-    try:
-        load(*settings)
-    except SettingsError as error:
-        return " ".join(error.problems)
-    return None
-
-
-@lru_cache(maxsize=16)
-def weights_hash(model: str, download: bool) -> str | None:
-    """Return what tells the weights of a model from any other: the hub's commit, or a hash of its file."""
-    files = model_files(model, download)
-    files.config("config.json", optional=True)  # settles the commit of a hub id
-    return files.fingerprint({"": "model"}) if files.folder is not None else files.commit

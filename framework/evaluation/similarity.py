@@ -13,24 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from framework.errors import Checks
-from framework.evaluation.metric import Figure, Metric, MetricInput, Values
+from framework.evaluation.metric import Figure, MetricInput, Values
+from framework.evaluation.network_metric import NetworkMetric, model_files
 from framework.evaluation.pictures import (
     BATCH,
     PartMetric,
     batches,
-    model_files,
     part_weights,
     stacked,
     stacked_weights,
-    weights_hash,
-    why_not_loadable,
 )
 from framework.evaluation.pixels import Part
 from framework.evaluation.vision import Clip, Dino, self_similarity
 
 
 @dataclass(frozen=True)
-class StructureDistance(PartMetric):
+class StructureDistance(NetworkMetric, PartMetric):
     """Mean squared difference of the self-similarities of DINO's keys (last block, class token included).
 
     The benchmark feeds values in 0..255 to the normalisation, Splice in 0..1; figures of the second are named. Beside a
@@ -70,19 +68,9 @@ class StructureDistance(PartMetric):
         name += "_antialias" if self.antialias else ""
         return tuple(Figure(name + self.ending(part), "lower", scale=1e3) for part in self.parts)
 
-    @property
-    def unavailable(self) -> str | None:
-        """Why the weights cannot be had."""
-        return why_not_loadable(_load_dino, self.model, self.download)
-
-    @property
-    def weights(self) -> str | None:
-        """The hub's commit, or a hash of the file."""
-        return weights_hash(self.model, self.download)
-
-    def measure(self, item: MetricInput) -> Values:
-        """Measure one edit."""
-        return self.measure_batch([item])[0]
+    def network(self) -> Dino:
+        """The network in evaluation mode."""
+        return _load_dino(self.model, self.download)
 
     @torch.no_grad()
     def measure_batch(self, items: Sequence[MetricInput]) -> Sequence[Values]:
@@ -91,7 +79,7 @@ class StructureDistance(PartMetric):
         for part, figure in zip(self.parts, self.figures, strict=True):
             weights = part_weights(items, part)
             for group in batches(list(weights), lambda k: tuple(items[k].edit.shape)):
-                network = _load_dino(self.model, self.download).to(items[group[0]].edit.device)
+                network = self.network().to(items[group[0]].edit.device)
                 edit, source = (pictures * stacked_weights(weights, group) for pictures in stacked(items, group))
                 both = torch.cat([edit, source]) * self.input_range
                 edit, source = self_similarity(network.keys(network.pixels(both, antialias=self.antialias))).chunk(2)
@@ -101,7 +89,7 @@ class StructureDistance(PartMetric):
 
 
 @dataclass(frozen=True)
-class CLIPSimilarity(Metric):
+class CLIPSimilarity(NetworkMetric):
     """Similarity of pictures and prompts, 100 times the cosine and at least 0.
 
     Figures: `clip_similarity_source_image` (source and its prompt), `clip_similarity_target_image` (whole edit and
@@ -127,19 +115,9 @@ class CLIPSimilarity(Metric):
         more = ("clip_directional", "clip_image", "clip_accuracy")
         return (*own, *(Figure(name, "higher") for name in more if self.more))
 
-    @property
-    def unavailable(self) -> str | None:
-        """Why the weights cannot be had."""
-        return why_not_loadable(_load_clip, self.model, self.download)
-
-    @property
-    def weights(self) -> str | None:
-        """The hub's commit, or a hash of the file."""
-        return weights_hash(self.model, self.download)
-
-    def measure(self, item: MetricInput) -> Values:
-        """Measure one edit."""
-        return self.measure_batch([item])[0]
+    def network(self) -> Clip:
+        """The network in evaluation mode."""
+        return _load_clip(self.model, self.download)
 
     @torch.no_grad()
     def measure_batch(self, items: Sequence[MetricInput]) -> Sequence[Values]:
@@ -151,7 +129,7 @@ class CLIPSimilarity(Metric):
 
     def _measure(self, items: Sequence[MetricInput]) -> list[Values]:
         device = items[0].edit.device
-        network = _load_clip(self.model, self.download).to(device)
+        network = self.network().to(device)
         masked = [k for k, item in enumerate(items) if item.mask is not None]
         pictures = [item.source for item in items] + [item.edit for item in items]
         for k in masked:
@@ -182,7 +160,7 @@ class CLIPSimilarity(Metric):
 
 
 @dataclass(frozen=True)
-class DINOSimilarity(Metric):
+class DINOSimilarity(NetworkMetric):
     """Cosine of DINO's class tokens of edit and source, in [-1, 1].
 
     Attributes:
@@ -195,26 +173,16 @@ class DINOSimilarity(Metric):
 
     figures: ClassVar[tuple[Figure, ...]] = (Figure("dino_similarity", "higher"),)
 
-    @property
-    def unavailable(self) -> str | None:
-        """Why the weights cannot be had."""
-        return why_not_loadable(_load_dino, self.model, self.download)
-
-    @property
-    def weights(self) -> str | None:
-        """The hub's commit, or a hash of the file."""
-        return weights_hash(self.model, self.download)
-
-    def measure(self, item: MetricInput) -> Values:
-        """Measure one edit."""
-        return self.measure_batch([item])[0]
+    def network(self) -> Dino:
+        """The network in evaluation mode."""
+        return _load_dino(self.model, self.download)
 
     @torch.no_grad()
     def measure_batch(self, items: Sequence[MetricInput]) -> Sequence[Values]:
         """Measure several edits in few calls."""
         values: list[float] = [math.nan] * len(items)
         for group in batches(range(len(items)), lambda k: tuple(items[k].edit.shape)):
-            network = _load_dino(self.model, self.download).to(items[group[0]].edit.device)
+            network = self.network().to(items[group[0]].edit.device)
             edit, source = network.embed(network.pixels(torch.cat(stacked(items, group)))).chunk(2)
             for k, value in zip(group, F.cosine_similarity(edit, source, dim=-1).tolist(), strict=True):
                 values[k] = value
