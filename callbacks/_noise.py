@@ -122,14 +122,15 @@ class NoiseObserver(EditCallback):
         self._first = False
 
 
-def placed(found: Sequence[tuple[int, Tensor]], empty: Tensor) -> Tensor:
+def placed(steps: Sequence[int], found: Tensor, empty: Tensor) -> Tensor:
     """Copy values of steps to the host, each to its place.
 
     Args:
-        found: Step and value [rows, ...].
-        empty: [steps, rows, ...] what a step without a value has, on the CPU; it is filled and returned.
+        steps: Step of each value.
+        found: Values [len(steps), rows, ...].
+        empty: [all steps, rows, ...] what a step without a value has, on the CPU; it is filled and returned.
     """
-    empty[torch.tensor([at for at, _ in found])] = torch.stack([value for _, value in found]).cpu()
+    empty[torch.tensor(steps)] = found.cpu()
     return empty
 
 

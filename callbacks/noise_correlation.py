@@ -76,14 +76,18 @@ class NoiseCorrelation(NoiseObserver):
         self, trainer: Trainer | None, module: EditModule, batch: EditBatch, result: EditResult
     ) -> Sequence[Measurement]:
         self.see_residuals(module, result)
-        steps, pairs, angles = self.steps, sorted(self._pairs.items()), sorted(self._angles.items())
+        steps, pairs, angles = self.steps, self._pairs, self._angles
         maps = self._whole(result, steps)
         excluded, about = self.about(result)
         self._forget()
         images, draws = len(result.samples), result.draws
         if not pairs:
             return [Measurement() for _ in range(images)]
-        packed = placed(pairs, torch.zeros(steps - 1, images * draws, 6, dtype=torch.float64))
+        found = torch.stack(list(pairs.values()))
+        packed = placed(list(pairs), found, torch.zeros(steps - 1, images * draws, 6, dtype=torch.float64))
+        counts = torch.zeros(steps - 1, images * draws, len(ANGLE_EDGES) + 1, dtype=torch.int64)
+        if angles:
+            counts = placed(list(angles), torch.stack(list(angles.values())), counts)
         gaps = beside(excluded, steps)
         measurements = []
         for image in range(images):
@@ -99,11 +103,10 @@ class NoiseCorrelation(NoiseObserver):
             if maps is not None:
                 tensors["matrix"] = measure_matrix(maps[:, rows], sorted(excluded))
             if angles:
-                counts = torch.zeros(steps - 1, images * draws, len(ANGLE_EDGES) + 1, dtype=torch.int64)
-                own = Histogram(placed(angles, counts)[:, rows].transpose(0, 1), ANGLE_EDGES).without(empty)
+                own = Histogram(counts[:, rows].transpose(0, 1), ANGLE_EDGES).without(empty)
                 tensors["position_angles"] = own.counts.sum(0)
-            found = CoMoments.from_tensor(tensors["pairs"]).pearson[..., 0, 1].nanmean()
-            values = {**about, "not_finite": broken, "over_steps": {f"{self._short}correlation": float(found)}}
+            correlation = CoMoments.from_tensor(tensors["pairs"]).pearson[..., 0, 1].nanmean()
+            values = {**about, "not_finite": broken, "over_steps": {f"{self._short}correlation": float(correlation)}}
             measurements.append(Measurement(tensors, values))
         return measurements
 

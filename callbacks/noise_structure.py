@@ -15,6 +15,7 @@ from framework.data.sample import EditBatch
 from framework.errors import Checks
 from framework.schedule import Level
 from framework.statistics.series import Of
+from framework.statistics.steps import measure_steps
 from framework.statistics.structure import (
     CleanLatents,
     StructureFold,
@@ -90,12 +91,15 @@ class NoiseStructure(NoiseObserver):
         clean = CleanLatents.of(z0)
         # What is left out is not measured; one map says the shapes where nothing else is left.
         counted = [(at, values) for at, (_, values) in maps if at not in excluded] or [(maps[0][0], maps[0][1][1])]
-        states = [(at, measure_structure(values, clean, settings)) for at, values in counted]
+        places, values = zip(*counted, strict=True)
+        states = measure_steps(
+            torch.stack(values), lambda part, group: measure_structure(part, clean.rows(group), settings)
+        )
         found = {}
-        for name, like in states[0][1].items():
+        for name, state in states.items():
             fill = torch.nan if name == "regularisers" else 0.0
-            empty = torch.full((steps, *like.shape), fill, dtype=torch.float64)
-            found[name] = placed([(at, state[name]) for at, state in states], empty)
+            empty = torch.full((steps, *state.shape[1:]), fill, dtype=torch.float64)
+            found[name] = placed(places, state, empty)
         t = times([(at, level) for at, (level, _) in maps], steps)
         measurements = []
         for image in range(images):

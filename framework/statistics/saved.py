@@ -21,6 +21,7 @@ from framework.statistics.comoments import CoMoments
 from framework.statistics.distribution import DistributionFold, image_distribution, measure_distribution
 from framework.statistics.pairs import PairFold, beside, measure_matrix, measure_pairs
 from framework.statistics.series import Of, Series, as_keys, series_of
+from framework.statistics.steps import measure_steps
 from framework.statistics.structure import (
     CleanLatents,
     StructureFold,
@@ -28,9 +29,6 @@ from framework.statistics.structure import (
     image_structure,
     measure_structure,
 )
-
-CHUNK = 2**20
-"""Most values that are measured at once; in float64 with what is made of them about 100 MB."""
 
 
 @dataclass
@@ -143,11 +141,9 @@ def measure_run(
 def _measure(found: SavedStatistics, series: Series, record: Record, settings: StructureSettings) -> list[int]:
     """Add one image; returns the steps at which a map was not finite."""
     maps, excluded = series.maps, series.excluded
-    steps, draws = maps.shape[:2]
-    flat = maps.flatten(0, 1)
-    size = max(1, CHUNK // max(1, flat[0].numel()))
-    measured = [measure_distribution(part) for part in flat.split(size)]
-    own, broken = image_distribution(_joined(measured, steps, draws), excluded)
+    steps = len(maps)
+    measured = measure_steps(maps, lambda part, _: measure_distribution(part))
+    own, broken = image_distribution(measured, excluded)
     found.distribution.add(own)
     if steps > 1:
         pairs = CoMoments.from_tensor(measure_pairs(maps).transpose(0, 1).contiguous())
@@ -156,15 +152,10 @@ def _measure(found: SavedStatistics, series: Series, record: Record, settings: S
         left = sorted({*excluded, *broken})
         found.pairs.add({"pairs": pairs.without(empty).to_tensor(), "matrix": measure_matrix(maps, left)})
     if record.z0.ndim == 4:
-        clean, draw = CleanLatents.of(record.z0), torch.arange(draws).repeat(steps)
-        parts = zip(flat.split(size), draw.split(size), strict=True)
-        states = [measure_structure(x, clean.rows(places), settings) for x, places in parts]
-        found.structure.add(image_structure(_joined(states, steps, draws), excluded))
+        clean = CleanLatents.of(record.z0)
+        states = measure_steps(maps, lambda part, draw: measure_structure(part, clean.rows(draw), settings))
+        found.structure.add(image_structure(states, excluded))
     return broken
-
-
-def _joined(parts: list[dict[str, Tensor]], steps: int, draws: int) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]).unflatten(0, (steps, draws)) for name in parts[0]}
 
 
 def _load(sample: StoredSample) -> Record:
