@@ -21,8 +21,8 @@ from framework.network import Network
 from framework.prompt_limits import dropped_edits, truncation_notes
 from framework.schedule import ScheduleOptions
 from framework.step import COND, UNCOND, Latents, Row, Rows, Stream
+from tests.small import MODELS
 
-MODELS = Path(__file__).parents[1] / "parity_data/models"
 FAMILIES = {"sd3": (SD3, "tiny-sd3"), "flux": (Flux, "tiny-flux")}
 TEXTS = ("a cat on a mat", "a dog")
 ROWS = Rows((Row(Stream.TARGET, UNCOND), Row(Stream.TARGET, COND)), (1, 1))

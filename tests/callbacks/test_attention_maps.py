@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from callbacks.attention_maps import AttentionMaps, inside_over_outside
-from framework.backbones import SD3, StableDiffusion
+from framework.backbones import SD3
 from framework.control import Control
 from framework.errors import SettingsError
 from framework.guidance import ClassifierFree
@@ -20,16 +19,7 @@ from methods.local_blend import LocalBlend
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.sdedit import SDEdit
 from tests.callbacks.world import Events, run_of
-from tests.laws.conftest import batch_of
-
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
-
-
-@pytest.fixture(scope="module")
-def network() -> StableDiffusion:
-    backbone = StableDiffusion(str(MODELS / "tiny-sd"), dtype="float64")
-    backbone.load()
-    return backbone
+from tests.small import MODELS, batch_of
 
 
 def batch(source="a photo of a cat", target="a photo of a dog"):

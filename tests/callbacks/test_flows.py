@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +18,7 @@ from methods.direct_inversion import DirectDDIM
 from methods.euler_flow import EulerFlow
 from methods.rf_solver import RFSolver
 from methods.two_stage import TwoStage
-from tests.laws.conftest import batch_of
-
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
+from tests.small import MODELS, batch_of
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ from torch import Tensor
 from framework.data.sample import EditSample
 from framework.evaluation.metric import Codec, MetricInput
 
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
-
 
 def noise(seed: int, size: tuple[int, int] = (32, 32)) -> Tensor:
     return torch.rand(3, *size, generator=torch.Generator().manual_seed(seed))

@@ -19,8 +19,7 @@ from framework.evaluation.evaluate import Evaluation
 from framework.evaluation.metric import Figure, Metric
 from framework.evaluation.pairs import FolderResults
 from framework.evaluation.pictures import LPIPS, PixelMetrics
-
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
+from tests.small import MODELS
 
 EXPERIMENT = """
 backbone: {{_target_: framework.backbones.StableDiffusion, model: shapes}}

@@ -10,7 +10,8 @@ from framework.evaluation.lpips import TAPS, LpipsNetwork
 from framework.evaluation.pictures import LPIPS, PixelMetrics
 from framework.evaluation.pixels import part_weight, psnr_of, squared_error, ssim
 from framework.evaluation.similarity import CLIPSimilarity, DINOSimilarity, StructureDistance
-from tests.evaluation.conftest import MODELS, noise
+from tests.evaluation.conftest import noise
+from tests.small import MODELS
 
 WITH_WEIGHTS = [
     LPIPS(model=str(MODELS / "tiny-lpips-squeeze"), parts=("whole", "unedit", "edit")),

@@ -31,7 +31,7 @@ from methods.plug_and_play import FeatureInjection
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.proximal import ProxEdit, ProximalGuidance
 from methods.unified_attention import UnifiedAttention
-from tests.laws.conftest import batch_of
+from tests.small import batch_of
 
 Make = Callable[..., EditModule]
 GUIDANCE = ClassifierFree(target=3.0, source=3.0, inversion=1.0)

@@ -18,7 +18,8 @@ from framework.module import EditModule
 from framework.record import Record
 from framework.step import Latents, Step, Stream
 from methods.ddim import DDIMInversion
-from tests.laws.conftest import FEW_STEPS, batch_of, method_classes
+from tests.few_steps import FEW_STEPS, method_classes
+from tests.small import batch_of
 
 Make = Callable[..., EditModule]
 

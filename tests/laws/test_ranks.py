@@ -12,7 +12,7 @@ from PIL import Image
 from framework.backbones import GaussianMixture
 from framework.backbones.choice import asks_for_places
 from framework.module import EditModule
-from tests.laws.conftest import FEW_STEPS, method_classes
+from tests.few_steps import FEW_STEPS, method_classes
 from tests.run.toy import Run, run_ranks, tree
 
 

@@ -14,7 +14,7 @@ from framework.step import Stream
 from methods.cycle_diffusion import CycleDiffusion
 from methods.ddim import DDIM
 from methods.edit_friendly import EditFriendlyDDPM
-from tests.laws.conftest import batch_of
+from tests.small import batch_of
 
 Make = Callable[..., EditModule]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,26 +22,9 @@ from methods.masactrl import MutualSelfAttention, _apart
 from methods.plug_and_play import FeatureInjection, FineInversion, OnTrajectory, PlugAndPlay
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.token_alignment import replacement_mapper, word_positions
-from tests.laws.conftest import batch_of
+from tests.small import prompts
 
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 GUIDANCE = ClassifierFree(target=3.0, source=1.0)
-
-
-@pytest.fixture(scope="module")
-def network() -> StableDiffusion:
-    backbone = StableDiffusion(str(MODELS / "tiny-sd"), dtype="float64")
-    backbone.load()
-    return backbone
-
-
-def prompts(*pairs: tuple[str, str], **extra: Any) -> EditBatch:
-    batch = batch_of(range(len(pairs)))
-    samples = [
-        replace(sample, source=source, target=target, extra=extra)
-        for sample, (source, target) in zip(batch.samples, pairs, strict=True)
-    ]
-    return replace(batch, samples=tuple(samples))
 
 
 CAT_TO_DOG = prompts(("a photo of a cat", "a photo of a dog"))

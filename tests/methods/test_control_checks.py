@@ -31,9 +31,8 @@ from methods.sdedit import SDEdit
 from methods.sega import SEGA
 from methods.tokens_command import format_table, tokens
 from methods.unified_attention import UnifiedAttention
-from tests.laws.conftest import batch_of
+from tests.small import MODELS, batch_of
 
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 GUIDANCE = ClassifierFree(target=3.0)
 LONG = "b " * 80 + "dog"
 

@@ -29,14 +29,14 @@ from methods.noise_map_guidance import NMG, NoiseMapGuidance
 from methods.null_text import NullText, NullTextInversion
 from methods.proximal import ProxEdit, ProximalGuidance
 from methods.sdedit import NoInversion, SDEdit
-from tests.laws.conftest import batch_of, flow_network, make, network  # noqa: F401 - fixtures
+from tests.small import batch_of
 
 Make = Callable[..., EditModule]
 GUIDED = ClassifierFree(target=5.0, source=5.0, inversion=1.0)
 
 
 @pytest.fixture
-def smooth(make: Make, monkeypatch: pytest.MonkeyPatch) -> Make:  # noqa: F811
+def smooth(make: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Build methods on a closed form that is smooth in the latent and linear in the text."""
 
     def forward(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -379,7 +379,7 @@ def test_elements_replace_the_mean_over_the_latent(smooth: Make) -> None:
 
 
 @pytest.mark.parametrize("method", [NullText, NMG])
-def test_no_graph_outlives_an_edit_and_no_weight_gets_a_gradient(make: Make, method: type[EditModule]) -> None:  # noqa: F811
+def test_no_graph_outlives_an_edit_and_no_weight_gets_a_gradient(make: Make, method: type[EditModule]) -> None:
     module = make(method, steps=2)
 
     result = module.edit(batch_of([0]))
@@ -432,17 +432,17 @@ def test_settings_that_cannot_work_are_refused_when_built(build: Callable[[], An
         build()
 
 
-def test_guidance_at_one_is_refused_with_null_text(make: Make) -> None:  # noqa: F811
+def test_guidance_at_one_is_refused_with_null_text(make: Make) -> None:
     with pytest.raises(SettingsError, match="null-text inversion"):
         make(NullText, guidance=ClassifierFree(target=7.5, source=1.0))
 
 
-def test_references_without_a_trajectory_are_refused_with_both_names(make: Make) -> None:  # noqa: F811
+def test_references_without_a_trajectory_are_refused_with_both_names(make: Make) -> None:
     with pytest.raises(SettingsError, match=r"NoiseMapGuidance needs .* NoInversion"):
         make(SDEdit, guidance=NoiseMapGuidance())
 
 
-def test_embeddings_for_another_scale_are_refused(make: Make) -> None:  # noqa: F811
+def test_embeddings_for_another_scale_are_refused(make: Make) -> None:
     module = make(NullText, guidance=GUIDED, inversion=NullTextInversion(guidance_scale=7.5))
 
     assert any("5.0" in problem and "7.5" in problem for problem in module.check())

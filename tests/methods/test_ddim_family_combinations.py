@@ -36,8 +36,8 @@ from methods.null_text import NullText, NullTextInversion
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.proximal import ProxEdit, ProximalGuidance
 from methods.sega import SemanticGuidance
-from tests.laws.conftest import MODELS, batch_of, flow_network, make, network  # noqa: F401 - fixtures
 from tests.run.toy import Run, run_ranks, tree
+from tests.small import MODELS, batch_of
 
 Make = Callable[..., EditModule]
 GUIDED = ClassifierFree(target=3.0, source=3.0, inversion=1.0)
@@ -63,7 +63,7 @@ EDITORS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: type(base).__name__)
-def test_direct_inversion_holds_the_source_of_every_inversion_with_a_trajectory(make: Make, base: Inversion) -> None:  # noqa: F811
+def test_direct_inversion_holds_the_source_of_every_inversion_with_a_trajectory(make: Make, base: Inversion) -> None:
     result = make(DirectDDIM, inversion=DirectInversion(base), guidance=GUIDED).edit(batch_of([0]))
 
     assert torch.equal(result.latents[Stream.SOURCE], result.record.z0)
@@ -71,7 +71,7 @@ def test_direct_inversion_holds_the_source_of_every_inversion_with_a_trajectory(
 
 
 @pytest.mark.parametrize("editor", EDITORS)
-def test_direct_inversion_holds_the_source_of_every_editor(make: Make, editor: str) -> None:  # noqa: F811
+def test_direct_inversion_holds_the_source_of_every_editor(make: Make, editor: str) -> None:
     module = make(DirectDDIM, **EDITORS[editor])
 
     result = module.edit(batch_of([0]))
@@ -81,7 +81,7 @@ def test_direct_inversion_holds_the_source_of_every_editor(make: Make, editor: s
     assert not torch.equal(result.latents[Stream.TARGET], result.record.z0)
 
 
-def test_a_record_with_its_offsets_is_edited_again(make: Make, tmp_path: Path) -> None:  # noqa: F811
+def test_a_record_with_its_offsets_is_edited_again(make: Make, tmp_path: Path) -> None:
     module = make(DirectDDIM, recorded=True)
     straight = module.edit(batch_of([0]))
     straight.record.image(0).save(tmp_path / "inversion")
@@ -94,7 +94,7 @@ def test_a_record_with_its_offsets_is_edited_again(make: Make, tmp_path: Path) -
         make(DirectDDIM, recorded=True, steps=3).edit(batch_of([0]), record=straight.record)
 
 
-def test_a_trajectory_off_the_schedule_is_refused_however_deep_it_lies(make: Make) -> None:  # noqa: F811
+def test_a_trajectory_off_the_schedule_is_refused_however_deep_it_lies(make: Make) -> None:
     nested = DirectInversion(NegativePromptInversion(DDIMInversion("input_level")))
 
     with pytest.raises(SettingsError, match=r"DirectInversion.*convention=input_level"):
@@ -104,7 +104,7 @@ def test_a_trajectory_off_the_schedule_is_refused_however_deep_it_lies(make: Mak
 # Null-text
 
 
-def test_embeddings_are_optimised_once_and_edit_as_often_as_one_likes(make: Make, tmp_path: Path) -> None:  # noqa: F811
+def test_embeddings_are_optimised_once_and_edit_as_often_as_one_likes(make: Make, tmp_path: Path) -> None:
     module = make(NullText)
     module.invert(batch_of([0])).image(0).save(tmp_path / "inversion")
     batches = [batch_of([0]), batch_of([0], images=batch_of([0]).images)]
@@ -121,7 +121,7 @@ def test_embeddings_are_optimised_once_and_edit_as_often_as_one_likes(make: Make
     assert not torch.equal(results[0].latents[Stream.TARGET], results[1].latents[Stream.TARGET])
 
 
-def test_embeddings_of_another_scale_are_refused_with_both_numbers(make: Make) -> None:  # noqa: F811
+def test_embeddings_of_another_scale_are_refused_with_both_numbers(make: Make) -> None:
     record = make(NullText).invert(batch_of([0]))
 
     with pytest.raises(SettingsError, match=r"guidance_scale=3.0.* 5.0"):
@@ -129,7 +129,7 @@ def test_embeddings_of_another_scale_are_refused_with_both_numbers(make: Make) -
 
 
 @pytest.mark.parametrize("method", [NullText, ProxEdit])
-def test_a_guidance_of_another_scale_is_refused_in_every_method(make: Make, method: type[EditModule]) -> None:  # noqa: F811
+def test_a_guidance_of_another_scale_is_refused_in_every_method(make: Make, method: type[EditModule]) -> None:
     guidance = ProximalGuidance(source=5.0)
 
     problems = make(method, guidance=guidance, inversion=NullTextInversion(guidance_scale=7.5)).check()
@@ -172,7 +172,7 @@ def held_by_graphs(module: EditModule) -> int:
 
 @pytest.mark.parametrize(("method", "more"), [(NMG, {}), (NullText, {"inner_steps": 1})])
 def test_what_gradients_hold_does_not_depend_on_the_number_of_steps(
-    make: Make,  # noqa: F811
+    make: Make,
     method: type[EditModule],
     more: dict[str, Any],
 ) -> None:
@@ -181,7 +181,7 @@ def test_what_gradients_hold_does_not_depend_on_the_number_of_steps(
     assert 0 < few == many
 
 
-def test_checkpointing_holds_less_and_gives_the_same_edit(make: Make) -> None:  # noqa: F811
+def test_checkpointing_holds_less_and_gives_the_same_edit(make: Make) -> None:
     thrifty = StableDiffusion(str(MODELS / "tiny-sd"), dtype="float64", gradient_checkpointing=True)
     modules = make(NMG, steps=2), make(NMG, steps=2, backbone=thrifty)
     kept, recomputed = (module.edit(batch_of([0])) for module in modules)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,17 +24,9 @@ from methods.diffedit import DiffEdit, DiffEditGuidance
 from methods.edit_friendly import EditFriendlyDDPM
 from methods.infedit import InfEdit
 from methods.sdedit import SDEdit
-from tests.laws.conftest import batch_of
+from tests.small import MODELS, batch_of
 
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 BASE = ClassifierFree(target=3.0, source=1.0, inversion=1.0)
-
-
-@pytest.fixture(scope="module")
-def network() -> StableDiffusion:
-    backbone = StableDiffusion(str(MODELS / "tiny-sd"), dtype="float64")
-    backbone.load()
-    return backbone
 
 
 class Steps(EditCallback):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +23,8 @@ from framework.step import COND, Latents, Row, Stream
 from methods.flowalign import AlignedDifference, FlowAlign, SourceAsUnconditional
 from methods.flowedit import FlowEdit, VelocityDifference
 from methods.uniedit_flow import UniEditFlow, UniInversion, VelocityFusion, difference_map
+from tests.small import MODELS
 
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 VARIANCE = 0.3
 SHIFT = 1.5
 """Between the means of the two worlds."""

@@ -35,10 +35,9 @@ from methods.rf_solver import FireFlow, MidpointInversion, ReusedMidpointInversi
 from methods.two_stage import FixedPointInversion, TwoStage
 from methods.uniedit_flow import UniInversion
 from methods.unified_attention import UnifiedAttention
-from tests.laws.conftest import batch_of
 from tests.parity.replays.flow_analytic import exact_noise, trips
+from tests.small import MODELS, batch_of
 
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 POINTS = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0)).double()
 
 

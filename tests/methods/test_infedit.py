@@ -18,7 +18,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from framework.backbones import StableDiffusion
 from framework.callback import EditCallback
 from framework.control import Control
-from framework.data.sample import EditBatch
 from framework.errors import SettingsError
 from framework.guidance import ClassifierFree
 from framework.step import COND, UNCOND, Row, Rows, Site, Stream, Token
@@ -26,26 +25,9 @@ from methods.infedit import InfEdit, VirtualInversion
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.unified_attention import UnifiedAttention, UnifiedState
 from methods.unified_words import unified_words
-from tests.laws.conftest import batch_of
+from tests.small import MODELS, prompts
 
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 GUIDANCE = ClassifierFree(target=3.0, source=1.0)
-
-
-@pytest.fixture(scope="module")
-def network() -> StableDiffusion:
-    backbone = StableDiffusion(str(MODELS / "tiny-sd"), dtype="float64")
-    backbone.load()
-    return backbone
-
-
-def prompts(*pairs: tuple[str, str], **extra: Any) -> EditBatch:
-    batch = batch_of(range(len(pairs)))
-    samples = [
-        replace(sample, source=source, target=target, extra=extra)
-        for sample, (source, target) in zip(batch.samples, pairs, strict=True)
-    ]
-    return replace(batch, samples=tuple(samples))
 
 
 CAT_TO_DOG = prompts(("a photo of a cat", "a photo of a red dog"))

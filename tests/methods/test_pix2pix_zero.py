@@ -26,17 +26,9 @@ from methods.noise_map_guidance import NoiseMapGuidance
 from methods.pix2pix_zero import CrossAttentionGuidance, Pix2PixZero
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.regularised_inversion import RegularisedInversion
-from tests.laws.conftest import batch_of
+from tests.small import batch_of
 
-MODELS = Path(__file__).resolve().parent.parent / "parity_data" / "models"
 BASE = ClassifierFree(target=3.0, source=3.0, inversion=1.0)
-
-
-@pytest.fixture(scope="module")
-def network() -> StableDiffusion:
-    backbone = StableDiffusion(str(MODELS / "tiny-sd"), dtype="float64")
-    backbone.load()
-    return backbone
 
 
 def zero(network: StableDiffusion, **settings: Any) -> Pix2PixZero:

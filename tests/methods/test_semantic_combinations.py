@@ -18,7 +18,7 @@ from methods.implicit_masks import ImplicitMaskGuidance, MaskedConcept
 from methods.ledits import LEDITS, LeditsConcept
 from methods.prompt_to_prompt import PromptToPrompt
 from methods.sega import SemanticGuidance
-from tests.laws.conftest import batch_of, flow_network, make, network  # noqa: F401 - fixtures
+from tests.small import batch_of
 
 Make = Callable[..., EditModule]
 SNOW = LeditsConcept("snow", warmup=0, threshold=0.5)
@@ -26,12 +26,12 @@ CONTROL = PromptToPrompt(cross=1.0, self_attention=1.0)
 PROMPT = ClassifierFree(target=3.0, source=1.0)
 
 
-def ledits(make: Make, **settings: Any) -> Any:  # noqa: F811
+def ledits(make: Make, **settings: Any) -> Any:
     guidance = settings.pop("guidance", SemanticGuidance([SNOW], target=3.0, source=1.0))
     return make(LEDITS, steps=4, skip=1, guidance=guidance, **settings).edit(batch_of([0]))
 
 
-def test_prompt_to_prompt_acts_beside_concepts_and_instead_of_them(make: Make) -> None:  # noqa: F811
+def test_prompt_to_prompt_acts_beside_concepts_and_instead_of_them(make: Make) -> None:
     results = {
         "concepts": ledits(make),
         "both": ledits(make, controls=[CONTROL]),
@@ -48,7 +48,7 @@ def test_prompt_to_prompt_acts_beside_concepts_and_instead_of_them(make: Make) -
     assert results["both"].evaluations.calls == results["concepts"].evaluations.calls
 
 
-def test_masked_concepts_act_on_any_inversion_with_any_control(make: Make) -> None:  # noqa: F811
+def test_masked_concepts_act_on_any_inversion_with_any_control(make: Make) -> None:
     masked = ImplicitMaskGuidance([MaskedConcept("snow", threshold=0.5)], mask="intersection", map_scale=2)
 
     plain, controlled = (ledits(make, guidance=masked, controls=controls) for controls in ([], [CONTROL]))
@@ -65,6 +65,6 @@ def test_eta_zero_is_refused_where_maps_are_needed(kind: Any, eta: Any) -> None:
         kind(eta=eta)
 
 
-def test_eta_zero_is_refused_in_ledits(make: Make) -> None:  # noqa: F811
+def test_eta_zero_is_refused_in_ledits(make: Make) -> None:
     with pytest.raises(SettingsError, match="leaves no noise map"):
         make(LEDITS, eta=0.0)

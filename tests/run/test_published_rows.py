@@ -9,10 +9,10 @@ import yaml
 
 from framework.run.build import Shared, build
 from framework.run.config import load_config
+from tests.small import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = sorted((ROOT / "experiments" / "pie_bench").glob("*.yaml"))
-MODELS = ROOT / "tests" / "parity_data" / "models"
 SMALL = {"StableDiffusion": "tiny-sd", "SD3": "tiny-sd3", "Flux": "tiny-flux"}
 INSTEAD = ["data.root=package:experiments/shapes/scenes", "data.border=false"]
 SHARED = Shared()
