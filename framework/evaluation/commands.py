@@ -46,7 +46,7 @@ def _configure_table(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="file to write, without suffix: FILE.md, FILE.csv and FILE.tex (default: table in RUN_DIR, or here when "
+        help="file to write: FILE.md, FILE.csv and FILE.tex (default: table in RUN_DIR, or here when "
         "several folders are given)",
     )
     parser.add_argument(
@@ -81,6 +81,7 @@ def _table(arguments: argparse.Namespace) -> int:
     texts = {"markdown": to_markdown(table, laid), "csv": to_csv(table), "latex": to_latex(laid)}
     print(to_markdown(table, [sheet for sheet in laid if not sheet.detail]))
     output = arguments.output or (arguments.runs[0] if len(arguments.runs) == 1 else Path()) / "table"
+    output = output.with_suffix("") if output.suffix in _SUFFIX.values() else output
     for name in FORMATS:
         path = output.with_name(output.name + _SUFFIX[name])
         path.parent.mkdir(parents=True, exist_ok=True)

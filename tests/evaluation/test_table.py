@@ -214,6 +214,16 @@ def test_the_command_writes_three_files_and_a_figure(tmp_path, capsys):
     }
 
 
+@pytest.mark.parametrize("given", ["mine", "mine.md", "mine.tex", "mine.v2"])
+def test_the_name_of_the_tables_may_be_given_with_a_suffix(tmp_path, given):
+    Committed(tmp_path / "one").write({"a": {"psnr": 1.0}})
+
+    assert main(["table", str(tmp_path / "one"), "--output", str(tmp_path / given)]) == 0
+
+    name = "mine.v2" if given == "mine.v2" else "mine"
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {name + e for e in (".md", ".csv", ".tex")}
+
+
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     Committed(tmp_path / "one").write({"a": {"psnr": 1.0}})
 
