@@ -6,15 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from experiments.shapes.edits import EDITS, Edit, sample_edit
+from experiments.shapes.edits import EDITS, concepts, sample_edit
 from experiments.shapes.export import export_benchmark
 from experiments.shapes.render import render
-from framework.data.readers.entry import Entry
 from framework.data.readers.pie_bench import PieBench
 from framework.errors import SettingsError
 
@@ -59,15 +57,10 @@ class ShapesBenchmark(PieBench):
                 [f"ShapesBenchmark: root={str(self.root)!r} cannot be written ({problem}); give another folder."]
             ) from problem
 
-    def entries(self, root: Path, problems: list[str]) -> Iterable[Entry]:
-        for entry in super().entries(root, problems):
-            edit = Edit.from_dict(entry.extra["shapes_edit"])
-            yield Entry(**{**vars(entry), "extra": {**entry.extra, "concepts": concepts(edit)}})
-
     def _made(self) -> Path:
         """Return the folder of this set, rendered if it is not there yet; several processes may ask at once."""
         first = sample_edit(self.kinds[0], self.seed, 0)
-        known = json.dumps([self.count, self.seed, list(self.kinds), first.to_dict()]).encode()
+        known = json.dumps([self.count, self.seed, list(self.kinds), first.to_dict(), concepts(first)]).encode()
         name = hashlib.sha256(known + render(first.source).tobytes() + render(first.target).tobytes()).hexdigest()[:16]
         home = _folder(self.root) / f"shapes-{name}"
         if home.is_dir():
@@ -79,14 +72,6 @@ class ShapesBenchmark(PieBench):
         except OSError:  # Another process was first; its files are the same.
             shutil.rmtree(partial)
         return home
-
-
-def concepts(edit: Edit) -> list[dict[str, Any]]:
-    """Say an edit as concepts: the new word and, reversed, the old one, or the object that comes or goes."""
-    if edit.kind in ("add", "delete"):
-        thing = (edit.target if edit.kind == "add" else edit.source).things[edit.thing]
-        return [{"text": f"a {' '.join(thing.words)}", "reverse": edit.kind == "delete"}]
-    return [{"text": edit.new}, {"text": edit.old, "reverse": True}]
 
 
 def _folder(root: str | Path) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.shapes.render import paint, silhouette
 from experiments.shapes.sample import draw_scene, fits, generator
-from experiments.shapes.scene import COLOURS, WORDS, Scene, Thing, caption
+from experiments.shapes.scene import WORDS, Scene, Thing, caption
 
 EDITS = {
     "shape": "1",
@@ -186,18 +186,17 @@ def blended_words(edit: Edit) -> str:
 
 
 def concepts(edit: Edit) -> list[dict[str, Any]]:
-    """The edit as concepts of semantic guidance: what to move towards, and (reversed) what to move away from."""
-
-    def said(scene: Scene) -> str:
-        return _phrase(scene.things[edit.thing]) if edit.thing >= 0 else caption(scene).split(" on ")[1]
-
-    there = [] if edit.kind == "delete" else [{"text": said(edit.target), "reverse": False}]
-    away = [] if edit.kind == "add" else [{"text": said(edit.source), "reverse": True}]
-    return there + away
+    """Say an edit as concepts of semantic guidance: the new word and, reversed, the old one, or the object that comes
+    or goes.
+    """
+    if edit.attribute == "count":
+        thing = (edit.target if edit.kind == "add" else edit.source).things[edit.thing]
+        return [{"text": _phrase(thing), "reverse": edit.kind == "delete"}]
+    return [{"text": edit.new, "reverse": False}, {"text": edit.old, "reverse": True}]
 
 
 def _phrase(thing: Thing) -> str:
-    return caption(Scene((thing,), COLOURS[0], "plain")).split(" on ")[0]
+    return f"a {' '.join(thing.words)}"
 
 
 def _bracket(text: str, edit: Edit, word: str) -> str:
