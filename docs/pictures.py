@@ -3,6 +3,7 @@
 | option | what it is given | what it makes |
 |---|---|---|
 | --quickstart | root of a run of `quickstart` | quickstart.png, one row per sample, one column per method |
+| --flow | root of a run of `flow_quickstart` | flow.png, the same |
 | --noise | root of a run of `noise_maps` | noise.png, variance and neighbour correlation of maps |
 | --attention | run of `attention_maps` | attention.png, where words look |
 | --figures | root of a run of `noise_space_2d`, `noise_space_images` or `generated_source` | the figure that it drew |
@@ -16,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -31,16 +33,21 @@ TITLES = {
     "ddim": "DDIM", "edit-friendly": "edit-friendly", "edit-friendly-p2p": "edit-friendly + P2P",
     "cycle-diffusion": "CycleDiffusion", "sdedit": "SDEdit",
 }  # fmt: skip
+FLOW_TITLES = {
+    "euler": "Euler", "two-stage": "two-stage", "rf-solver": "RF-Solver", "fireflow": "FireFlow",
+    "rf-inversion": "RF-Inversion", "flowedit": "FlowEdit", "flowalign": "FlowAlign", "uniedit": "UniEdit-Flow",
+    "sdedit": "SDEdit",
+}  # fmt: skip
 SIDE = 128
 
 
-def quickstart_grid(root: Path) -> Image.Image:
-    """Lay out source, truth where it is known, and the edit of every method."""
-    variants = [root / name for name in TITLES if (root / name / "samples").is_dir()]
+def quickstart_grid(root: Path, titles: Mapping[str, str] = TITLES) -> Image.Image:
+    """Lay out the source and the edit of every method."""
+    variants = [root / name for name in titles if (root / name / "samples").is_dir()]
     samples = sorted(folder.name for folder in (variants[0] / "samples").iterdir())
     font = ImageFont.load_default(size=13)
     gap, head, foot = 8, 22, 34
-    columns = ["source", *(TITLES[variant.name] for variant in variants)]
+    columns = ["source", *(titles[variant.name] for variant in variants)]
     width = gap + len(columns) * (SIDE + gap)
     canvas = Image.new("RGB", (width, head + len(samples) * (SIDE + foot)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -178,7 +185,7 @@ def save(picture: Image.Image | plt.Figure, name: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("quickstart", "noise", "attention", "page"):
+    for name in ("quickstart", "flow", "noise", "attention", "page"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--figures", type=Path, nargs="+", default=[])
     parser.add_argument("--tab")
@@ -186,6 +193,8 @@ def main() -> int:
     PICTURES.mkdir(exist_ok=True)
     if options.quickstart:
         save(quickstart_grid(options.quickstart), "quickstart.png")
+    if options.flow:
+        save(quickstart_grid(options.flow, FLOW_TITLES), "flow.png")
     if options.noise:
         save(noise_figure(options.noise), "noise.png")
     if options.attention:
