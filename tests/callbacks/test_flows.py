@@ -18,14 +18,7 @@ from methods.direct_inversion import DirectDDIM
 from methods.euler_flow import EulerFlow
 from methods.rf_solver import RFSolver
 from methods.two_stage import TwoStage
-from tests.small import MODELS, batch_of
-
-
-@pytest.fixture(scope="module")
-def sd3() -> SD3:
-    backbone = SD3(str(MODELS / "tiny-sd3"), dtype="float64", max_sequence_length=4)
-    backbone.load()
-    return backbone
+from tests.small import batch_of
 
 
 def measured(module: EditModule, observer: EditCallback) -> Any:
@@ -35,8 +28,8 @@ def measured(module: EditModule, observer: EditCallback) -> Any:
 
 
 @pytest.mark.parametrize("method", [EulerFlow, RFSolver, TwoStage])
-def test_the_inverted_noise_is_the_first_of_the_latents(sd3: SD3, method: Any) -> None:
-    found, result = measured(method(sd3, steps=3), NoiseStatistics(of="latents"))
+def test_the_inverted_noise_is_the_first_of_the_latents(flow_network: SD3, method: Any) -> None:
+    found, result = measured(method(flow_network, steps=3), NoiseStatistics(of="latents"))
 
     moments = Moments.from_tensor(found.tensors["moments"])
     expected = result.record.latents[0].var(correction=0)
@@ -46,15 +39,15 @@ def test_the_inverted_noise_is_the_first_of_the_latents(sd3: SD3, method: Any) -
 
 
 @pytest.mark.parametrize("observer", [NoiseStatistics, NoiseCorrelation, NoiseStructure])
-def test_velocities_of_the_inversion_are_measured(sd3: SD3, observer: Any) -> None:
-    found, _ = measured(EulerFlow(sd3, steps=3), observer(of="predictions"))
+def test_velocities_of_the_inversion_are_measured(flow_network: SD3, observer: Any) -> None:
+    found, _ = measured(EulerFlow(flow_network, steps=3), observer(of="predictions"))
 
     assert found.values["of"] == "predicted velocity of the inversion"
     assert any(bool(value.isfinite().any()) for value in found.tensors.values())
 
 
-def test_residuals_of_two_stage_inversion_are_errors_of_velocity(sd3: SD3) -> None:
-    module = TwoStage(sd3, steps=3, recorded=True, controls=[], guidance=ClassifierFree(2.0, 2.0, 1.0))
+def test_residuals_of_two_stage_inversion_are_errors_of_velocity(flow_network: SD3) -> None:
+    module = TwoStage(flow_network, steps=3, recorded=True, controls=[], guidance=ClassifierFree(2.0, 2.0, 1.0))
 
     found, result = measured(module, NoiseStatistics(of="residuals"))
 
@@ -83,9 +76,9 @@ def test_residuals_of_direct_inversion_are_errors_of_noise() -> None:
         torch.testing.assert_close(moved, record.own["direct_inversion.source"][i], rtol=0, atol=1e-9)
 
 
-def test_trajectories_and_drift_of_a_flow_are_followed(sd3: SD3) -> None:
-    path, result = measured(EulerFlow(sd3, steps=3), Trajectory(save=True, previews="none"))
-    drift, edited = measured(EulerFlow(sd3, steps=3), SourceDrift())
+def test_trajectories_and_drift_of_a_flow_are_followed(flow_network: SD3) -> None:
+    path, result = measured(EulerFlow(flow_network, steps=3), Trajectory(save=True, previews="none"))
+    drift, edited = measured(EulerFlow(flow_network, steps=3), SourceDrift())
 
     assert any(
         torch.is_tensor(value) and value.shape[-3:] == result.record.z0.shape[1:] for value in path.tensors.values()

@@ -49,13 +49,6 @@ def mixture() -> GaussianMixture:
 
 
 @pytest.fixture(scope="module")
-def sd3() -> SD3:
-    backbone = SD3(str(MODELS / "tiny-sd3"), dtype="float64", max_sequence_length=4)
-    backbone.load()
-    return backbone
-
-
-@pytest.fixture(scope="module")
 def flux() -> Flux:
     backbone = Flux(str(MODELS / "tiny-flux"), dtype="float64", max_sequence_length=16)
     backbone.load()
@@ -168,20 +161,24 @@ def test_the_average_is_of_velocities_and_never_feeds_the_iteration(mixture: Gau
 
 
 @pytest.mark.parametrize("settings", [{}, {"iterations": 0}, {"average": "none"}, {"skip": 1}])
-def test_with_compensation_the_source_comes_back_under_any_guidance(sd3: SD3, settings: dict[str, Any]) -> None:
-    module = TwoStage(sd3, steps=3, guidance=ClassifierFree(4.0, 4.0, 1.0), **settings)
+def test_with_compensation_the_source_comes_back_under_any_guidance(
+    flow_network: SD3, settings: dict[str, Any]
+) -> None:
+    module = TwoStage(flow_network, steps=3, guidance=ClassifierFree(4.0, 4.0, 1.0), **settings)
 
     result = module.edit(batch_of([0]))
 
     torch.testing.assert_close(result.latents[Stream.SOURCE], result.record.z0, rtol=0, atol=1e-6)
-    without = TwoStage(sd3, steps=3, compensate="none", guidance=module.guidance, **settings).edit(batch_of([0]))
+    without = TwoStage(flow_network, steps=3, compensate="none", guidance=module.guidance, **settings).edit(
+        batch_of([0])
+    )
     assert distance(without.latents[Stream.SOURCE], result.record.z0) > 1e-2
 
 
-def test_compensation_of_both_rows_adds_the_sources_residual_to_the_edit(sd3: SD3) -> None:
+def test_compensation_of_both_rows_adds_the_sources_residual_to_the_edit(flow_network: SD3) -> None:
     def one_step(compensate: Any) -> Latents:
         settings: dict[str, Any] = {"steps": 1, "controls": [], "guidance": ClassifierFree(2.0, 2.0, 1.0)}
-        return TwoStage(sd3, compensate=compensate, **settings).edit(batch_of([0])).latents
+        return TwoStage(flow_network, compensate=compensate, **settings).edit(batch_of([0])).latents
 
     none, source, both = map(one_step, ("none", "source", "both"))
 
@@ -251,21 +248,23 @@ def begun(control: Any, backbone: Any, source: str, target: str, steps: int = 10
     return control.begin(ctx, backbone.sites(), (8, 8))
 
 
-def test_shared_words_get_the_sources_features_and_new_ones_keep_their_own(sd3: SD3) -> None:
+def test_shared_words_get_the_sources_features_and_new_ones_keep_their_own(flow_network: SD3) -> None:
     control = AdaLNInvariance()
-    state = begun(control, sd3, "a photo of a cat", "a photo of a dog")
-    x = torch.stack([torch.zeros(sd3.max_tokens, 3), torch.ones(sd3.max_tokens, 3)])
+    state = begun(control, flow_network, "a photo of a cat", "a photo of a dog")
+    x = torch.stack([torch.zeros(flow_network.max_tokens, 3), torch.ones(flow_network.max_tokens, 3)])
 
     changed = control.output("transformer_blocks.0.norm1_context", ROWS, x, 0, state)
 
     own = changed[1].mean(1).nonzero().flatten().tolist()
     assert own == [k for k, shared in enumerate(state.shared[0].tolist()) if not shared]
-    cat = len(sd3.segments("a photo of a dog")[0].ids) - 2
+    cat = len(flow_network.segments("a photo of a dog")[0].ids) - 2
     assert cat in own and changed[0].abs().max() == 0
 
 
-def test_adaptive_norms_are_taken_in_all_blocks_but_the_last(sd3: SD3) -> None:
-    assert AdaLNInvariance().layers(sd3.layers()) == [f"transformer_blocks.{k}.norm1_context" for k in range(3)]
+def test_adaptive_norms_are_taken_in_all_blocks_but_the_last(flow_network: SD3) -> None:
+    assert AdaLNInvariance().layers(flow_network.layers()) == [
+        f"transformer_blocks.{k}.norm1_context" for k in range(3)
+    ]
 
 
 def test_on_flux_the_text_in_front_is_exchanged_in_single_stream_blocks_too(flux: Flux) -> None:
@@ -286,25 +285,25 @@ def test_on_flux_the_text_in_front_is_exchanged_in_single_stream_blocks_too(flux
 @pytest.mark.parametrize(
     ("window", "steps"), [(0.5, [0, 1, 2, 3, 4]), ((0.25, 0.55), [2, 3, 4]), (0.0, []), ((0.3, 0.3), [])]
 )
-def test_adaln_acts_inside_its_window_of_the_schedule(sd3: SD3, window: Any, steps: list[int]) -> None:
+def test_adaln_acts_inside_its_window_of_the_schedule(flow_network: SD3, window: Any, steps: list[int]) -> None:
     control = AdaLNInvariance(window)
-    state = begun(control, sd3, "a", "b")
+    state = begun(control, flow_network, "a", "b")
 
     assert [i for i in range(10) if control.active(i, state)] == steps
 
 
-def test_values_are_injected_from_the_first_executed_step_on(sd3: SD3) -> None:
+def test_values_are_injected_from_the_first_executed_step_on(flow_network: SD3) -> None:
     control = ValueInjection(0.3)
-    state = begun(control, sd3, "a", "b")
+    state = begun(control, flow_network, "a", "b")
 
     assert [i for i in range(4, 10) if control.active(i, state)] == [4, 5, 6]
-    assert control.sites(sd3.sites()) == list(sd3.sites()[:-1])
+    assert control.sites(flow_network.sites()) == list(flow_network.sites()[:-1])
 
 
-def test_value_injection_changes_values_alone_and_the_target_alone(sd3: SD3) -> None:
+def test_value_injection_changes_values_alone_and_the_target_alone(flow_network: SD3) -> None:
     x = torch.rand(2, 2, 5, 4)
 
-    q, k, v = ValueInjection(1.0).qkv(sd3.sites()[0], ROWS, x, x, x, 0, None)
+    q, k, v = ValueInjection(1.0).qkv(flow_network.sites()[0], ROWS, x, x, x, 0, None)
 
     assert q is x and k is x
     assert torch.equal(v, torch.stack([x[0], x[0]]))
