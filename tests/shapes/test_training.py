@@ -40,7 +40,7 @@ def averages(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tiny(folder, "whole", 12))
-    # What is trained once, before the denoiser, is shared: its last bits depend on the number of threads.
+    # What is trained before the denoiser is shared: this test is not about it.
     shutil.copytree(folder / "whole" / "parts", folder / "killed" / "parts")
     steps = Denoising.training_step
 
