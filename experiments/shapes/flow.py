@@ -15,6 +15,7 @@ from transformers import CLIPTextModelWithProjection
 
 from experiments.shapes.denoising import Batch, Denoising, object_weights
 from experiments.shapes.settings import ModelSettings
+from experiments.shapes.teacher import Teacher
 
 SCHEDULER: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 1.0}
 """Configuration of the pipeline's FlowMatchEulerDiscreteScheduler."""
@@ -99,10 +100,11 @@ def text_states(encoders: Iterable[CLIPTextModelWithProjection], tokens: Tensor)
 
 
 class FlowDenoising(Denoising):
-    """Trains transformer and text encoders together on the velocity of straight paths."""
+    """Trains transformer and text encoders together on the velocity of straight paths, of scenes and of a teacher."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, teacher: Teacher | None = None) -> None:
         super().__init__(*arguments)
+        self.teacher = teacher
         self.denoiser.set_attn_processor(BiasedJointAttention())
         self.register_buffer("blanks", torch.tensor(BLANKS, dtype=torch.float32), persistent=False)
 
@@ -135,5 +137,9 @@ class FlowDenoising(Denoising):
             joint_attention_kwargs={"attention_mask": bias},
             return_dict=False,
         )[0]
-        error = predicted.float() - (batch.noise - batch.latents)
+        target = batch.noise - batch.latents
+        if self.teacher is not None:
+            taught = self.teacher.to(noisy.device).velocity(noisy, batch.levels, batch.tokens)
+            target = torch.lerp(target, taught, self.teacher.share(batch.levels).view(-1, 1, 1, 1))
+        error = predicted.float() - target
         return (object_weights(batch.regions, self.settings.training.region_weight) * error.square()).mean()

@@ -60,6 +60,18 @@ class NoiseSettings:
 
 
 @dataclass
+class TeacherSettings:
+    """A diffusion model whose predictions a flow model learns from beside the scenes."""
+
+    source: str = "none"
+    """`none`, `shipped`, or the folder of a diffusion pipeline with the same autoencoder and words."""
+    share: float = 0.6
+    """Its share in the target, 0..1, where noise is strong; the rest is the scene's own velocity."""
+    levels: list[float] = field(default_factory=lambda: [0.6, 0.75])
+    """Noise levels from which on it speaks, and from which on with its whole share."""
+
+
+@dataclass
 class TrainingSettings:
     """The recipe; every stage is scheduled by samples seen, never by the clock."""
 
@@ -98,6 +110,7 @@ class TrainingSettings:
     empty_captions: float = 0.1
     omitted_words: float = 0.05
     noise: NoiseSettings = field(default_factory=NoiseSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     text_steps: int = 500
     """Steps of 128 captions that the text encoder is trained on alone."""
     vae_steps: int = 4_000
@@ -187,6 +200,7 @@ def _problems(settings: Settings) -> list[str]:
         )
     if training.optimiser not in ("muon", "adamw"):
         found.append(f"training.optimiser={training.optimiser!r} is not known; choose muon or adamw")
+    found += _teacher_problems(training.teacher, settings.model.kind)
     if not 0 <= settings.model.whitening <= 1:
         found.append(f"model.whitening={settings.model.whitening} is not a share; give a number in [0, 1]")
     if settings.data.scenes < 2000:
@@ -198,4 +212,18 @@ def _problems(settings: Settings) -> list[str]:
         found.append(
             f"trainer.{sorted(own)[0]} is set by the training itself; use training.total_samples or output.dir"
         )
+    return found
+
+
+def _teacher_problems(teacher: TeacherSettings, kind: str) -> list[str]:
+    found = []
+    if teacher.source != "none" and kind != "flow":
+        found.append(
+            f"training.teacher.source={teacher.source!r} teaches flow models alone; choose none or model.kind=flow"
+        )
+    if not 0 <= teacher.share <= 1:
+        found.append(f"training.teacher.share={teacher.share} is not a share; give a number in [0, 1]")
+    levels = teacher.levels
+    if len(levels) != 2 or not 0 <= levels[0] < levels[1] <= 1:
+        found.append(f"training.teacher.levels={levels} must be two rising noise levels in [0, 1]")
     return found

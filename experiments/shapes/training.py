@@ -16,12 +16,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from experiments.shapes.data import Captioner, cached, pixels
-from experiments.shapes.denoising import DiffusionDenoising, build_unet
+from experiments.shapes.denoising import Denoising, DiffusionDenoising, build_unet
 from experiments.shapes.flow import FlowDenoising, build_transformer
 from experiments.shapes.latents import Projection, build_vae, fit_projection
 from experiments.shapes.pipeline import SHIPPED, SHIPPED_FLOW, Parts, export_pipeline
 from experiments.shapes.sample import sample_scene
 from experiments.shapes.settings import Settings
+from experiments.shapes.teacher import load_teacher
 from experiments.shapes.text import build_projected_encoder, build_text_encoder, write_tokenizer
 from experiments.shapes.text_training import pretrain_text
 from experiments.shapes.vae_training import psnr, round_trip, train_decoder
@@ -79,8 +80,12 @@ def train(settings: Settings) -> Path:
     projection = projection_of(parts.vae)
     folder = Path(settings.data.cache) if settings.data.cache else run / "cache"
     cache = cached(folder, projection, seed=settings.data.seed, count=settings.data.scenes)
-    family = DiffusionDenoising if settings.model.kind == "diffusion" else FlowDenoising
-    module = family(settings, parts.denoiser, parts.text_encoders, cache, Captioner(parts.tokenizer))
+    given = settings, parts.denoiser, parts.text_encoders, cache, Captioner(parts.tokenizer)
+    module: Denoising
+    if settings.model.kind == "diffusion":
+        module = DiffusionDenoising(*given)
+    else:
+        module = FlowDenoising(*given, teacher=load_teacher(settings.training.teacher, parts.tokenizer, parts.vae))
     module.train()
     if settings.training.compile:
         torch._dynamo.config.optimize_ddp = False  # One graph; the gradients are averaged after it.
