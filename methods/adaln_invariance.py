@@ -99,8 +99,8 @@ class AdaLNInvariance(Control):
         maps = [token_map(ctx.segments(source), ctx.segments(target), self.pad) for source, target in pairs]
         positions, shared = (torch.tensor([both[k] for both in maps]) for k in (0, 1))
         text = max((site.text for site in sites), default=0)
-        device = ctx.conditions[next(iter(ctx.conditions))].text
-        where = "cpu" if device is None else device.device
+        encoded = next(iter(ctx.conditions.values())).text
+        where = "cpu" if encoded is None else encoded.device
         return _Maps(positions.clamp(min=0).to(where), shared.bool().to(where), ctx.schedule.num_steps, text)
 
     def describe(self, ctx: Context, image: int) -> Mapping[str, Any]:
