@@ -96,7 +96,7 @@ def test_an_image_depends_on_its_seed_and_number_and_not_on_its_batch(pipeline: 
 
 @pytest.mark.parametrize(
     ("folder", "samples", "shape"),
-    [(SHIPPED, 500_000, 0.6), (SHIPPED_FLOW, 300_000, 0.3)],
+    [(SHIPPED, 500_000, 0.6), (SHIPPED_FLOW, 300_000, 0.6)],
     ids=lambda value: value.name if isinstance(value, Path) else "",
 )
 def test_the_card_and_the_record_state_samples_and_quality(folder: Path, samples: int, shape: float) -> None:
