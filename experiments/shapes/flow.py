@@ -114,8 +114,16 @@ class FlowDenoising(Denoising):
         """The matrices of attention and feed-forward."""
         return not name.startswith(self.outer) and "norm" not in name
 
+    def on_train_start(self) -> None:
+        """Bring the teacher, which is no part of the module, to its device."""
+        super().on_train_start()
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
     def loss(self, batch: Batch) -> Tensor:
         """Weighted mean squared error of the velocity, noise - latent, at (1 - sigma) * latent + sigma * noise.
+
+        A teacher's velocity takes its share in the target.
 
         Equal blank tokens stay equal in every layer, since text has no positions: one token whose scores are raised by
         log(n) is n of them.
@@ -139,7 +147,7 @@ class FlowDenoising(Denoising):
         )[0]
         target = batch.noise - batch.latents
         if self.teacher is not None:
-            taught = self.teacher.to(noisy.device).velocity(noisy, batch.levels, batch.tokens)
+            taught = self.teacher.velocity(noisy, batch.levels, batch.tokens)
             target = torch.lerp(target, taught, self.teacher.share(batch.levels).view(-1, 1, 1, 1))
         error = predicted.float() - target
         return (object_weights(batch.regions, self.settings.training.region_weight) * error.square()).mean()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from experiments.shapes.denoising import signal_scales
+from experiments.shapes.denoising import SCHEDULER, signal_scales
 from framework.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -31,12 +31,11 @@ class Teacher:
         self.text_encoder = pipeline.text_encoder.eval().requires_grad_(False)
         self.alphas = signal_scales()
 
-    def to(self, device: torch.device) -> Teacher:
+    def to(self, device: torch.device) -> None:
         """Move the networks to a device."""
         self.unet.to(device)
         self.text_encoder.to(device)
         self.alphas = self.alphas.to(device)
-        return self
 
     def share(self, sigma: Tensor) -> Tensor:
         """The teacher's share in the target, [B] in [0, share], for noise levels [B]."""
@@ -60,7 +59,8 @@ class Teacher:
         noisy = noisy / norm.view(-1, 1, 1, 1)
         states = self.text_encoder(tokens)[0]
         v = self.unet(noisy, self.timesteps((1 - sigma) / norm), states, return_dict=False)[0].float()
-        return (noise_scale * noisy + alpha * v) - (alpha * noisy - noise_scale * v)
+        noise, latent = noise_scale * noisy + alpha * v, alpha * noisy - noise_scale * v
+        return noise - latent
 
     def timesteps(self, alpha: Tensor) -> Tensor:
         """Fractional training timesteps at signal scales [B], which lie between the schedule's ends or are clamped."""
@@ -79,7 +79,8 @@ def load_teacher(settings: TeacherSettings, tokenizer: Any, vae: Any) -> Teacher
 
     Raises:
         FileNotFoundError: No pipeline lies there.
-        SettingsError: The pipeline is no diffusion model, or reads other tokens or latents.
+        SettingsError: The pipeline is no diffusion model, has another schedule or prediction than the bundled one, or
+            reads other tokens or latents.
     """
     from experiments.shapes.pipeline import SHIPPED, load_pipeline
 
@@ -88,6 +89,11 @@ def load_teacher(settings: TeacherSettings, tokenizer: Any, vae: Any) -> Teacher
     pipeline = load_pipeline(SHIPPED if settings.source == "shipped" else settings.source)
     if "unet" not in pipeline.components:
         raise SettingsError([f"training.teacher.source={settings.source!r} has no UNet; give a diffusion pipeline"])
+    said = {key: pipeline.scheduler.config.get(key) for key in ("prediction_type", "beta_start", "beta_end")}
+    if any(value != SCHEDULER[key] for key, value in said.items()):
+        raise SettingsError(
+            [f"training.teacher.source={settings.source!r} says {said}; give a model that `invedit train` made"]
+        )
     if pipeline.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise SettingsError([f"training.teacher.source={settings.source!r} has another vocabulary than the flow model"])
     image = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.shapes.denoising import signal_scales
+from experiments.shapes.denoising import SCHEDULER, Batch, signal_scales
+from experiments.shapes.flow import FlowDenoising
 from experiments.shapes.pipeline import SHIPPED_FLOW, load_pipeline
 from experiments.shapes.settings import TeacherSettings, load_settings
 from experiments.shapes.teacher import Teacher, load_teacher
@@ -92,9 +93,6 @@ def test_a_flow_learns_from_the_bundled_diffusion_model_and_keeps_nothing_of_it(
 
 
 def test_the_target_is_the_teachers_in_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments.shapes.denoising import Batch
-    from experiments.shapes.flow import FlowDenoising
-
     pipeline = load_pipeline(SHIPPED_FLOW)
     latents, noise, said = torch.randn(3, 2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     tokens = torch.tensor(pipeline.tokenizer(["a red circle"] * 2, padding="max_length").input_ids)
@@ -112,7 +110,7 @@ def test_the_target_is_the_teachers_in_its_share(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(loss, target.square().mean())
 
 
-def test_a_teacher_must_be_a_diffusion_model_of_the_same_words_and_latents() -> None:
+def test_a_teacher_must_be_a_diffusion_model_of_the_same_words_and_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = load_pipeline(SHIPPED_FLOW)
     tokenizer, vae = flow.tokenizer, flow.vae
     shipped = TeacherSettings(source="shipped")
@@ -123,6 +121,10 @@ def test_a_teacher_must_be_a_diffusion_model_of_the_same_words_and_latents() -> 
         load_teacher(TeacherSettings(source=str(SHIPPED_FLOW)), tokenizer, vae)
     with pytest.raises(SettingsError, match="another vocabulary"):
         load_teacher(shipped, SimpleNamespace(get_vocab=dict), vae)
+    with monkeypatch.context() as other:
+        other.setitem(SCHEDULER, "prediction_type", "epsilon")
+        with pytest.raises(SettingsError, match="'prediction_type': 'v_prediction'"):
+            load_teacher(shipped, tokenizer, vae)
     vae.register_to_config(scaling_factor=2 * vae.config.scaling_factor)
     with pytest.raises(SettingsError, match="other latents"):
         load_teacher(shipped, tokenizer, vae)
